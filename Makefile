@@ -1,0 +1,35 @@
+# Two commands are enough: `make run` and `make test`. Both set everything up first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/requirements.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format demo
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Installed again only when requirements.txt has changed since.
+$(STAMP): requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+run: $(STAMP) ## start everything: Valkey, database, worker, beat, web (PORT=8000)
+	@$(BIN)/python manage.py up
+
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict delivery
+
+format: $(STAMP) ## put imports and layout right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: lint ## check style and types, then run every test on real parts
+	$(BIN)/python -m pytest
+
+demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
+	@$(BIN)/python -m demo $(FILE)

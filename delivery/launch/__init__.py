@@ -1,0 +1,14 @@
+"""What `manage.py up` and its parts consist of: processes, their environment and their order.
+
+    state.py        the directory of one stack: who holds it, which processes belong to it
+    identity.py     telling a process from another that got the same number later
+    environment.py  what the parts find in their environment, malloc settings included
+    valkey.py       the embedded Redis
+    part.py         one part: started, watched, started again, stopped
+    stack.py        all parts: their order, and when they are ready
+    accounts.py     the demo's accounts and their passwords
+    banner.py       what is printed when the stack is ready
+    web.py          the ASGI server of `delivery_web`
+
+Knows nothing of payloads and transfers. Only `web.py` runs inside a part; all else runs in the launcher.
+"""
