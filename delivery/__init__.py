@@ -1,0 +1,36 @@
+"""Large payloads over WebSockets, for Django: nothing is lost on the way.
+
+The public surface is what this module exports. Names are imported on first use, so that `import delivery` needs no
+Django settings and `delivery.client` no Django.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from delivery.policy import DefaultPolicy as DefaultPolicy
+    from delivery.policy import group as group
+    from delivery.site import adeliver as adeliver
+    from delivery.site import deliver as deliver
+    from delivery.tokens import make_token as make_token
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "deliver": "delivery.site",
+    "adeliver": "delivery.site",
+    "group": "delivery.policy",
+    "DefaultPolicy": "delivery.policy",
+    "make_token": "delivery.tokens",
+}
+
+__all__ = ["DefaultPolicy", "adeliver", "deliver", "group", "make_token"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'delivery' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

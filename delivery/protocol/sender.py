@@ -1,0 +1,206 @@
+"""The sending side of one transfer on one connection (PROTOCOL sections 2 to 5).
+
+Holds numbers, never bytes: it says which span is to be sent next, the driver reads and sends it. It does not know
+whether it serves a client's upload or a server's delivery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from delivery.errors import ProtocolViolation, UsageError
+from delivery.protocol.frames import MAX_SEQ, chunk_count, is_chunk_size
+from delivery.protocol.messages import Abort, Accept, Ack, Done, Finish, Nack, Offer, Reject
+from delivery.protocol.states import Machine, Move, State
+
+STALL_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What to send next: chunk `seq`, the bytes from `offset` on, at most `length` of them.
+
+    Where the size of the payload is known, exactly `length` bytes; where it is not, fewer mean that it ends here.
+    """
+
+    seq: int
+    offset: int
+    length: int
+
+
+class Sender(Machine):
+    """One outgoing transfer.
+
+    Attributes (all in chunks but where named otherwise): `acked`, everything below is safe with the receiver;
+    `received`, what the receiver says it has taken in; `limit`, absolute credit; `next_seq`, what is sent next;
+    `sent`, one more than the highest number ever sent on this handle; `size`, in bytes, None until known.
+    """
+
+    def __init__(self, offer: Offer, *, early: bool = False, now: float = 0.0) -> None:
+        super().__init__()
+        self.offer = offer
+        self.handle = offer.handle
+        self.transfer = offer.transfer
+        self.chunk_size = offer.chunk_size
+        self.size = offer.size
+        self.sha256 = offer.sha256
+        self.acked = 0
+        self.received = 0
+        self.next_seq = 0
+        self.sent = 0
+        self.limit = 1 if early else 0
+        self.finished = False
+        self.paused = False
+        self.progress_at = now
+        self._early = early
+
+    @property
+    def chunks(self) -> int | None:
+        """The number of chunks, None while the size is unknown."""
+        return None if self.size is None else chunk_count(self.size, self.chunk_size)
+
+    @property
+    def acked_bytes(self) -> int:
+        return self._bytes(self.acked)
+
+    @property
+    def received_bytes(self) -> int:
+        return self._bytes(self.received)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether chunks were sent that no ack covers."""
+        return self.sent > self.acked
+
+    def _bytes(self, seq: int) -> int:
+        offset = seq * self.chunk_size
+        return offset if self.size is None else min(offset, self.size)
+
+    # -- what to send ----------------------------------------------------------------------------------------------
+
+    def next_span(self) -> Span | None:
+        """Return the span to send next, or None while there is no credit or nothing left.
+
+        After sending its chunk the driver calls `chunk_sent`. Where the size is unknown and the source ends inside the
+        span, or right before it, the driver calls `end` first.
+        """
+        if self.next_seq >= self.limit or self.paused or self.finished:
+            return None
+        if self.state is not State.OPEN and not (self._early and self.state is State.OFFERED):
+            return None
+        offset = self.next_seq * self.chunk_size
+        if self.size is None:
+            return Span(self.next_seq, offset, self.chunk_size)
+        if offset >= self.size:
+            return None
+        return Span(self.next_seq, offset, min(self.chunk_size, self.size - offset))
+
+    def chunk_sent(self, seq: int, now: float) -> None:
+        """Note that the chunk of the last `next_span` is on its way. `now`: monotonic seconds."""
+        if seq != self.next_seq:
+            raise UsageError(f"expected chunk {self.next_seq} to be sent, not {seq}")
+        if not self.in_flight:
+            self.progress_at = now
+        self.next_seq = seq + 1
+        self.sent = max(self.sent, self.next_seq)
+
+    def end(self, size: int) -> None:
+        """Say that the source ended: the payload has `size` bytes. Raises `UsageError` if that contradicts its offer."""
+        if self.size is not None and self.size != size:
+            raise UsageError(f"the source has {size} bytes, {self.size} were offered")
+        self.size = size
+
+    def finish_due(self) -> bool:
+        """Return whether everything has been sent and `finish` has not."""
+        ready = self.state is State.OPEN or (self._early and self.state is State.OFFERED)
+        return (
+            ready and not self.finished and not self.paused and self.chunks is not None and self.next_seq >= self.chunks
+        )
+
+    def finish(self, sha256: str | None) -> Finish:
+        """Return the message that ends the payload. `sha256`: lower-case hex, None where it is not known."""
+        chunks = self.chunks
+        if chunks is None or self.size is None or not self.finish_due():
+            raise UsageError("finish before everything was sent")
+        if chunks > MAX_SEQ:
+            raise UsageError("more chunks than a sequence number can count")
+        self.sha256 = sha256
+        self.finished = True
+        if self.state is State.OPEN:
+            self._local(Move.FINISH)
+        return Finish(handle=self.handle, chunks=chunks, size=self.size, sha256=sha256)
+
+    def abort(self, code: str, message: str = "", *, final: bool, retry_after: float | None = None) -> Abort:
+        """End the transfer (`final`) or detach it from this connection; return the message that says so."""
+        self._local(Move.ABORT if final else Move.DETACH)
+        return Abort(
+            transfer=self.transfer, handle=self.handle, code=code, message=message, final=final, retry_after=retry_after
+        )
+
+    def stalled(self, now: float) -> bool:
+        """Return whether credit was open, something to wait for, and no progress for 60 s (PROTOCOL section 5)."""
+        waiting = self.next_seq < self.limit and (self.in_flight or self.next_span() is not None)
+        return self.state is State.OPEN and waiting and now - self.progress_at >= STALL_SECONDS
+
+    # -- what the receiver said ------------------------------------------------------------------------------------
+
+    def on_accept(self, message: Accept, now: float) -> None:
+        """Take the receiver's answer: where to go on, with which chunk size, up to where."""
+        if message.chunk_size > self.offer.chunk_size or not is_chunk_size(message.chunk_size):
+            raise ProtocolViolation("accept with a larger chunk size than offered")
+        if message.limit < message.seq:
+            raise ProtocolViolation("accept with limit below seq")
+        if self.size is not None and message.seq > chunk_count(self.size, message.chunk_size):
+            raise ProtocolViolation("accept beyond the payload")
+        self._remote(Move.ACCEPT)
+        kept = self._early and message.chunk_size == self.chunk_size and self.next_seq > message.seq
+        self.chunk_size = message.chunk_size
+        self.acked = self.received = message.seq
+        self.limit = message.limit
+        if not kept:
+            self.next_seq = message.seq
+        self.sent = max(self.sent, self.next_seq)
+        self.progress_at = now
+        if self.finished:  # said early, with its only chunk
+            self._local(Move.FINISH)
+
+    def on_reject(self, message: Reject) -> None:
+        self._remote(Move.REJECT)
+
+    def on_ack(self, message: Ack, now: float) -> bool:
+        """Take an ack; return whether it moved."""
+        if not self.acked <= message.seq <= message.received:
+            raise ProtocolViolation("ack falls, or is above received")
+        if message.received > self.sent:
+            raise ProtocolViolation("ack beyond what was sent")
+        if message.limit < self.limit:
+            raise ProtocolViolation("limit falls")
+        self._remote(Move.ACK)
+        moved = message.seq > self.acked
+        if moved or message.received > self.received or message.limit > self.limit:
+            self.progress_at = now
+        self.acked, self.received, self.limit = message.seq, message.received, message.limit
+        # A receiver may be ahead of a nack that is still on its way: what it holds is not sent again.
+        self.next_seq = max(self.next_seq, self.acked)
+        return moved
+
+    def on_nack(self, message: Nack) -> None:
+        """Go back to the chunk that the receiver wants again; `finish` is to be said again too."""
+        if not self.acked <= message.seq < self.sent:
+            raise ProtocolViolation("nack outside of what is in flight")
+        self._remote(Move.REWIND)
+        self.next_seq = self.received = message.seq
+        self.finished = False
+
+    def on_done(self, message: Done) -> None:
+        """Take the end: stored, checked, complete."""
+        if self.size is not None and message.size != self.size:
+            raise ProtocolViolation("done with another size")
+        if self.sha256 is not None and message.sha256 != self.sha256:
+            raise ProtocolViolation("done with another digest")
+        self._remote(Move.DONE)
+        self.size = message.size
+        self.acked = self.received = self.next_seq = chunk_count(message.size, self.chunk_size)
+
+    def on_abort(self, message: Abort) -> None:
+        self._remote(Move.ABORT if message.final else Move.DETACH)
