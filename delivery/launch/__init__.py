@@ -5,6 +5,8 @@
     environment.py  what the parts find in their environment, malloc settings included
     valkey.py       the embedded Redis
     part.py         one part: started, watched, started again, stopped
+    celery.py       becoming a worker or beat of the site's Celery app
+    console.py      the lines of all parts
     stack.py        all parts: their order, and when they are ready
     accounts.py     the demo's accounts and their passwords
     banner.py       what is printed when the stack is ready

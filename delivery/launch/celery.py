@@ -1,0 +1,33 @@
+"""Running the site's own Celery app in place of the current process, so that signals reach Celery itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from celery import Celery
+from celery.app.utils import find_app
+from django.conf import settings
+
+from delivery.conf import Settings
+from delivery.launch import environment
+
+
+def default_app() -> str:
+    """Return the name of the site's Celery app: the package of its settings, by Celery's convention."""
+    return os.environ.get("CELERY_APP") or str(settings.SETTINGS_MODULE).partition(".")[0]
+
+
+def queues(app_name: str, current: Settings) -> list[str]:
+    """Return the queues that a worker of the site must consume, each once."""
+    app: Celery = find_app(app_name)
+    ours = [current.queue, current.effective_seal_queue()]
+    return list(dict.fromkeys([*filter(None, ours), app.conf.task_default_queue]))
+
+
+def replace_process(app_name: str, *arguments: str) -> NoReturn:
+    """Become `celery -A app_name arguments`: not a wrapper, so that SIGTERM is Celery's warm shutdown."""
+    variables = environment.python_path(environment.with_malloc(os.environ))
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", app_name, *arguments], variables)

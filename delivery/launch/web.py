@@ -1,0 +1,103 @@
+"""The ASGI server of one web process: uvicorn, set up for large messages, that lets go of its sockets before it ends.
+
+uvicorn by itself closes WebSockets with 1012 on SIGTERM. Clients are to see 1001 with our last acks before it
+(PROTOCOL section 6), so there is a place for that between closing the listeners and uvicorn's own shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+logger = logging.getLogger(__name__)
+
+#: How long uvicorn waits, in seconds, for what `before_close` has left.
+GRACEFUL_SHUTDOWN_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebOptions:
+    """Where to listen, and what to tell uvicorn. `message_limit` is in bytes."""
+
+    host: str
+    port: int
+    message_limit: int
+    proxy_headers: bool
+    forwarded_allow_ips: str | None = None
+
+    def config(self, application: Any) -> uvicorn.Config:
+        return uvicorn.Config(
+            application,
+            host=self.host,
+            port=self.port,
+            ws="websockets-sansio",  # the only one with backpressure both ways
+            ws_max_size=self.message_limit,
+            ws_per_message_deflate=False,
+            ws_ping_interval=20.0,
+            ws_ping_timeout=60.0,
+            loop="uvloop",
+            lifespan="off",
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+            proxy_headers=self.proxy_headers,
+            forwarded_allow_ips=self.forwarded_allow_ips,
+            access_log=False,
+            log_config=None,  # Django's LOGGING stands
+        )
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that awaits `before_close` after it has stopped listening and before it closes sockets.
+
+    `before_close` runs on the server's loop, for at most `drain_seconds`; a second Ctrl-C ends it early. Whatever it
+    raises is logged, and the shutdown goes on.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        before_close: Callable[[], Awaitable[None]] | None = None,
+        drain_seconds: float = 10.0,
+    ) -> None:
+        super().__init__(config)
+        self._before_close = before_close
+        self._drain_seconds = drain_seconds
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until SIGINT or SIGTERM, then return.
+
+        uvicorn puts the earlier handlers back when it has shut down and raises the signal again, which would end this
+        process as killed. With its own handler as the earlier one, it returns; and a signal that comes while the
+        loop is not yet running is not lost.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        super().run(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # super() does so again, which changes nothing
+        if self._before_close is not None:
+            await self._drain(self._before_close)
+        await super().shutdown(sockets)
+
+    async def _drain(self, before_close: Callable[[], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
+        draining = asyncio.ensure_future(before_close())
+        while not (draining.done() or self.force_exit or loop.time() >= deadline):
+            # uvicorn's handler only sets a flag, so look at it as often as uvicorn does.
+            await asyncio.wait({draining}, timeout=0.1)
+        if not draining.done():
+            logger.warning("sockets are still open after %.1f s; closing them anyway", self._drain_seconds)
+            draining.cancel()
+        for outcome in await asyncio.gather(draining, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                logger.error("closing the sockets failed", exc_info=outcome)

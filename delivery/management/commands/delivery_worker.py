@@ -1,0 +1,40 @@
+"""`manage.py delivery_worker`: a Celery worker of the site's own app that consumes our queues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from delivery import conf
+from delivery.launch import celery
+
+
+class Command(BaseCommand):
+    help = "Run a Celery worker on the queues of delivery and the app's default one. SIGTERM: finish what is in hand."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--app", default=celery.default_app(), help="the site's Celery app (default: %(default)s)")
+        parser.add_argument("--concurrency", type=int, default=2, help="tasks at a time (default: 2)")
+        parser.add_argument("--pool", choices=["prefork", "threads"], default="prefork", help="default: prefork")
+        parser.add_argument("--queues", help="comma-separated (default: delivery's, and the app's default queue)")
+        parser.add_argument(
+            "--name", default="worker", help="what the worker is called before its host (default: worker)"
+        )
+        parser.add_argument("--loglevel", default="INFO")
+
+    def handle(
+        self, *, app: str, concurrency: int, pool: str, queues: str | None, name: str, loglevel: str, **options: Any
+    ) -> None:
+        celery.replace_process(
+            app,
+            "worker",
+            f"--queues={queues or ','.join(celery.queues(app, conf.current()))}",
+            f"--concurrency={concurrency}",
+            f"--pool={pool}",
+            f"--hostname={name}@%h",
+            f"--loglevel={loglevel}",
+            "--prefetch-multiplier=1",  # a task moves 8 MiB: what waits here another worker could do
+            "--without-gossip",
+            "--without-mingle",  # a second at every start, for nothing that we use
+        )
