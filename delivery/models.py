@@ -1,0 +1,238 @@
+"""The rows: the record of what exists and how far it is stored.
+
+Rows are written by `delivery.transfers` alone; the admin reads them. Bytes are in Storage, but for inline payloads.
+Names of states are part of the public surface; see `docs/reference/states.md`.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class PayloadState(models.TextChoices):
+    STORING = "storing", _("being stored")
+    SEALING = "sealing", _("being checked")
+    COMPLETE = "complete", _("complete")
+    FAILED = "failed", _("failed")
+    CANCELLED = "cancelled", _("cancelled")
+    EXPIRED = "expired", _("expired")
+
+
+class TransferState(models.TextChoices):
+    LIVE = "live", _("live")
+    DONE = "done", _("done")
+    FAILED = "failed", _("failed")
+    CANCELLED = "cancelled", _("cancelled")
+    EXPIRED = "expired", _("expired")
+
+
+class Direction(models.TextChoices):
+    UPLOAD = "upload", _("upload")
+    DELIVERY = "delivery", _("delivery")
+
+
+class ClientState(models.TextChoices):
+    OPEN = "open", _("open")
+    DONE = "done", _("done")
+    DECLINED = "declined", _("declined")
+
+
+class WaitingFor(models.TextChoices):
+    NOTHING = "", _("nothing")
+    CLIENT = "client", _("the client")
+    WORKER = "worker", _("a worker")
+    SEAL = "seal", _("the digest")
+
+
+class Payload(models.Model):
+    """The whole immutable byte sequence that somebody wants moved."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, verbose_name=_("owner"), null=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    name = models.CharField(_("name"), max_length=255, blank=True)
+    content_type = models.CharField(_("content type"), max_length=255, blank=True)
+    meta = models.JSONField(_("meta"), default=dict, blank=True)
+    size = models.PositiveBigIntegerField(_("size"), null=True)  # bytes; null until the sender knows it
+    sha256 = models.CharField(_("SHA-256"), max_length=64, blank=True)  # of what is stored; empty until sealed
+    expected_sha256 = models.CharField(max_length=64, blank=True)  # what the sender says it is
+    state = models.CharField(_("state"), max_length=16, choices=PayloadState, default=PayloadState.STORING)
+    failure = models.CharField(_("failure"), max_length=64, blank=True)  # an abort code
+    inline = models.BinaryField(null=True)  # the bytes themselves, where they are few
+    in_place = models.BooleanField(default=False)  # the file belongs to the site: never deleted by us
+    keep = models.BooleanField(default=False)  # never expires: for the site itself, or attached
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    completed_at = models.DateTimeField(_("completed"), null=True)
+    expires_at = models.DateTimeField(_("expires"), null=True)
+    lifetime = models.DurationField(null=True)  # asked for by `expires=`; counts from completion
+    sealing_at = models.DateTimeField(null=True)  # heartbeat of the task that computes the digest
+    sealer = models.CharField(max_length=64, blank=True)  # its id
+
+    class Meta:
+        verbose_name = _("payload")
+        verbose_name_plural = _("payloads")
+        ordering = ("-created_at",)
+        indexes = (
+            models.Index(fields=["state", "expires_at"], name="delivery_payload_expiry"),
+            models.Index(fields=["-created_at"], name="delivery_payload_created"),
+        )
+        permissions = (("cancel_payload", _("Can cancel payloads")), ("expire_payload", _("Can expire payloads")))
+
+    def __str__(self) -> str:
+        return self.name or str(self.id)
+
+
+class Address(models.Model):
+    """Somebody a payload is for: `user:<primary key>` or `group:<name>`."""
+
+    id = models.BigAutoField(primary_key=True)
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="addresses")
+    address = models.CharField(_("address"), max_length=255)
+
+    class Meta:
+        verbose_name = _("address")
+        verbose_name_plural = _("addresses")
+        constraints = (models.UniqueConstraint(fields=["payload", "address"], name="delivery_address_once"),)
+        indexes = (models.Index(fields=["address"], name="delivery_address"),)
+
+    def __str__(self) -> str:
+        return self.address
+
+
+class Segment(models.Model):
+    """A run of bytes that one task stored: one file, or a part of one. `owned`: the file is ours to delete."""
+
+    id = models.BigAutoField(primary_key=True)
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="segments")
+    storage = models.CharField(max_length=64)  # alias in STORAGES
+    name = models.CharField(max_length=500)  # the name that Storage returned
+    offset = models.PositiveBigIntegerField()  # in the payload, bytes
+    file_offset = models.PositiveBigIntegerField(default=0)  # in the file, bytes
+    length = models.PositiveBigIntegerField()  # bytes
+    owned = models.BooleanField(default=True)
+    file_size = models.PositiveBigIntegerField(null=True)  # of a file delivered in place, checked at each staging
+    file_modified_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("payload", "offset")
+        constraints = (models.UniqueConstraint(fields=["payload", "offset"], name="delivery_segment_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.offset}:{self.offset + self.length}]"
+
+
+class Transfer(models.Model):
+    """One payload over one leg: an upload by a user, or a delivery to a user."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    direction = models.CharField(_("direction"), max_length=8, choices=Direction)
+    payload = models.ForeignKey(Payload, verbose_name=_("payload"), on_delete=models.CASCADE, related_name="transfers")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, verbose_name=_("user"), on_delete=models.CASCADE, related_name="+"
+    )
+    key = models.UUIDField()  # the id on the wire: chosen by the client for an upload, our own for a delivery
+    state = models.CharField(_("state"), max_length=16, choices=TransferState, default=TransferState.LIVE)
+    failure = models.CharField(_("failure"), max_length=64, blank=True)  # an abort code
+    lease = models.PositiveIntegerField(default=0)  # fencing number of the current writer (uploads)
+    position = models.PositiveBigIntegerField(_("position"), default=0)  # bytes safe with the receiver
+    client = models.CharField(max_length=64, blank=True)  # whose connection holds it; empty while detached
+    session = models.CharField(max_length=64, blank=True)
+    session_order = models.PositiveBigIntegerField(default=0)  # later welcomes have higher numbers
+    channel = models.CharField(max_length=128, blank=True)  # reaches the consumer that holds it
+    waiting_for = models.CharField(_("waiting for"), max_length=16, choices=WaitingFor, blank=True)
+    worker = models.CharField(_("worker"), max_length=255, blank=True)  # that moved it last
+    last_close_code = models.PositiveIntegerField(_("last close code"), null=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    progressed_at = models.DateTimeField(_("last progress"))
+    ended_at = models.DateTimeField(_("ended"), null=True)
+    expires_at = models.DateTimeField(_("expires"), null=True)
+
+    class Meta:
+        verbose_name = _("transfer")
+        verbose_name_plural = _("transfers")
+        ordering = ("-created_at",)
+        constraints = (
+            models.UniqueConstraint(fields=["user", "direction", "key"], name="delivery_transfer_key_once"),
+            models.UniqueConstraint(
+                fields=["payload", "user"],
+                condition=models.Q(direction="delivery"),
+                name="delivery_one_delivery_a_user",
+            ),
+        )
+        indexes = (
+            models.Index(fields=["state", "expires_at"], name="delivery_transfer_expiry"),
+            models.Index(fields=["user", "direction", "state"], name="delivery_transfer_pending"),
+            models.Index(fields=["-created_at"], name="delivery_transfer_created"),
+        )
+        permissions = (("cancel_transfer", _("Can cancel transfers")),)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class ClientPosition(models.Model):
+    """How far one client of a user is with a delivery: telephone and laptop each receive it."""
+
+    id = models.BigAutoField(primary_key=True)
+    transfer = models.ForeignKey(Transfer, on_delete=models.CASCADE, related_name="clients")
+    client = models.CharField(_("client"), max_length=64)
+    state = models.CharField(_("state"), max_length=16, choices=ClientState, default=ClientState.OPEN)
+    position = models.PositiveBigIntegerField(_("position"), default=0)  # bytes
+    session_order = models.PositiveBigIntegerField(default=0)
+    channel = models.CharField(max_length=128, blank=True)
+    updated_at = models.DateTimeField(_("updated"))
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=["transfer", "client"], name="delivery_client_once"),)
+
+    def __str__(self) -> str:
+        return self.client
+
+
+class Event(models.Model):
+    """One line of a transfer's timeline. Holds ids and numbers, never names or bytes."""
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField(_("at"))
+    payload = models.ForeignKey(Payload, null=True, on_delete=models.CASCADE, related_name="events")
+    transfer = models.ForeignKey(Transfer, null=True, on_delete=models.CASCADE, related_name="events")
+    kind = models.CharField(_("kind"), max_length=32)
+    detail = models.JSONField(_("detail"), default=dict, blank=True)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering = ("-at", "-id")
+        indexes = (models.Index(fields=["at"], name="delivery_event_at"),)
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+class Notice(models.Model):
+    """A signal that the site is still to get: written with the change it tells of, deleted when every handler is through.
+
+    `handled` holds the handlers that are through already: their effects were committed together with their name here.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    signal = models.CharField(_("signal"), max_length=32)
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="notices")
+    transfer = models.ForeignKey(Transfer, null=True, on_delete=models.CASCADE, related_name="notices")
+    handled = models.JSONField(default=list)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    error = models.CharField(_("error"), max_length=255, blank=True)  # class name of the last exception
+    due_at = models.DateTimeField(_("due"))
+
+    class Meta:
+        verbose_name = _("notice")
+        verbose_name_plural = _("notices")
+        indexes = (models.Index(fields=["due_at"], name="delivery_notice_due"),)
+
+    def __str__(self) -> str:
+        return self.signal

@@ -1,0 +1,80 @@
+"""Who may do what: a class that a site replaces by naming its own in `DELIVERY["POLICY"]`.
+
+The default lets a logged-in user upload to the site and receive what server code addresses to it. Sending to users and
+groups is refused until a site's policy allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.utils.module_loading import import_string
+
+from delivery import conf
+
+USER = "user:"
+GROUP = "group:"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group address; `members` of it are asked of the policy."""
+
+    name: str
+
+    @property
+    def address(self) -> str:
+        return GROUP + self.name
+
+
+def group(name: str) -> Group:
+    """Return the address of the group `name`, for `deliver(..., to=group("ops"))`."""
+    return Group(name)
+
+
+def address_of(user: Any) -> str:
+    """Return `user:<primary key>`."""
+    return f"{USER}{user.pk}"
+
+
+class DefaultPolicy:
+    """What a site may decide. Every method runs in a thread and may query the database; none may block for long."""
+
+    def may_connect(self, user: Any) -> bool:
+        """Return whether `user`, who is authenticated, may connect, and stay connected."""
+        return bool(user.is_active)
+
+    def may_send(self, user: Any, addresses: Sequence[str]) -> bool:
+        """Return whether `user` may upload a payload for `addresses`; none means: for the site itself."""
+        return not addresses
+
+    def may_join(self, user: Any, name: str) -> bool:
+        """Return whether `user` may subscribe to the group `name` when it connects."""
+        return False
+
+    def group_members(self, name: str) -> Iterable[Any]:
+        """Return the users of the group `name`; asked at each payload that is addressed to it."""
+        return ()
+
+    def max_payload(self, user: Any) -> int:
+        """Return the largest payload in bytes that `user` may upload."""
+        return conf.current().max_payload
+
+    def find_user(self, name: str) -> Any | None:
+        """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody."""
+        users = get_user_model()._default_manager.filter(is_active=True)
+        try:
+            found = users.filter(pk=name).first()
+        except (ValueError, TypeError, OverflowError, ValidationError):  # no primary key of this model
+            found = None
+        return found or users.filter(**{get_user_model().USERNAME_FIELD: name}).first()
+
+
+def current() -> DefaultPolicy:
+    """Return the site's policy, made anew: it keeps no state."""
+    policy: DefaultPolicy = import_string(conf.current().policy)()
+    return policy
