@@ -4,7 +4,7 @@ DELIVERY_VAR   directory of the SQLite file, the payloads and the launcher's sta
 REDIS_URL      redis://, rediss:// or unix://; default: the embedded Valkey that `manage.py up` started on DELIVERY_VAR
 CELERY_BROKER_URL   default: the database after REDIS_URL's
 DATABASE_URL   default: SQLite in DELIVERY_VAR
-SECRET_KEY     default: the one that `manage.py up` made in DELIVERY_VAR
+SECRET_KEY     default: one that the first start makes and keeps in DELIVERY_VAR (mode 600)
 DEBUG, ALLOWED_HOSTS, CSRF_TRUSTED_ORIGINS   1 or empty; comma-separated; comma-separated
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import dj_database_url
-from django.core.management.utils import get_random_secret_key
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from project.redis_urls import broker_url, default_redis_url
+from project.secret import kept_secret
 
 
 def _words(name: str, default: str = "") -> list[str]:
@@ -29,15 +29,7 @@ DELIVERY_VAR = Path(os.environ.get("DELIVERY_VAR") or BASE_DIR / "var").expandus
 DELIVERY_VAR.mkdir(mode=0o700, parents=True, exist_ok=True)  # SQLite makes files, never directories
 
 
-def _secret_key() -> str:
-    try:
-        return os.environ.get("SECRET_KEY") or (DELIVERY_VAR / "secret_key").read_text().strip()
-    except FileNotFoundError:
-        # Good for one process: what it signs is void for the next. The prefix makes `check --deploy` say so.
-        return "django-insecure-" + get_random_secret_key()
-
-
-SECRET_KEY = _secret_key()
+SECRET_KEY = os.environ.get("SECRET_KEY") or kept_secret(DELIVERY_VAR / "secret_key")
 DEBUG = os.environ.get("DEBUG", "") not in ("", "0")
 ALLOWED_HOSTS = _words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = _words("CSRF_TRUSTED_ORIGINS")

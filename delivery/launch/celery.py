@@ -30,4 +30,4 @@ def replace_process(app_name: str, *arguments: str) -> NoReturn:
     """Become `celery -A app_name arguments`: not a wrapper, so that SIGTERM is Celery's warm shutdown."""
     variables = environment.python_path(environment.with_malloc(os.environ))
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", app_name, *arguments], variables)
+    os.execve(sys.executable, [sys.executable, "-m", "celery", "--quiet", "-A", app_name, *arguments], variables)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,10 +48,6 @@ class StateDirectory:
         return self.root / "redis.url"
 
     @property
-    def secret_key(self) -> Path:
-        return self.root / "secret_key"
-
-    @property
     def passwords(self) -> Path:
         return self.root / "passwords"
 
@@ -80,11 +75,6 @@ class StateDirectory:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
-
-    def ensure_secret_key(self) -> None:
-        """Make Django's secret key where it is missing."""
-        if not self.secret_key.exists():
-            write_private(self.secret_key, secrets.token_urlsafe(50) + "\n")
 
 
 def write_private(path: Path, text: str) -> None:

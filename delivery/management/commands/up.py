@@ -73,8 +73,6 @@ class Command(BaseCommand):
         for name in end_stale(state):
             self.stdout.write(f"ended {name}, left by an earlier start that was killed")
         check_port(port)
-        if not os.environ.get("SECRET_KEY"):
-            state.ensure_secret_key()
         call_command("migrate", interactive=False, verbosity=0)
         DemoAccounts.of_site().ensure(state.passwords)
         embedded = None if os.environ.get("REDIS_URL") else valkey.prepare(state)
