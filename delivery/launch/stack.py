@@ -17,19 +17,23 @@ from delivery.launch.valkey import Valkey
 VALKEY_SECONDS = 10.0
 WEB_SECONDS = 60.0
 
-#: Between SIGTERM and SIGKILL, in seconds. Web: closing every socket, then the server's own bound. Worker: the tasks
-#: in hand, each at most one segment or range; sealing stops between two blocks.
-GRACE: dict[Kind, float] = {"web": 20.0, "worker": 30.0, "beat": 5.0, "redis": 5.0}
+#: Between SIGTERM and SIGKILL, in seconds. Web: uvicorn's own bound, on top of the time for closing every socket.
+#: Worker: the tasks in hand, each at most one segment or range; sealing stops between two blocks.
+GRACE: dict[Kind, float] = {"web": 10.0, "worker": 30.0, "beat": 5.0, "redis": 5.0}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stack consists of. `valkey` is None where `REDIS_URL` names a Redis that is not ours."""
+    """What a stack consists of. `valkey` is None where `REDIS_URL` names a Redis that is not ours.
+
+    `drain_seconds` is how long a web process may take to close its sockets.
+    """
 
     var: Path
     port: int
     workers: int
     concurrency: int
+    drain_seconds: float
     valkey: Valkey | None
 
     def parts(self) -> list[Part]:
@@ -38,7 +42,8 @@ class Plan:
         manage = (sys.executable, sys.argv[0])
 
         def part(name: str, kind: Kind, *command: str) -> Part:
-            return Part(name, kind, command, variables, GRACE[kind])
+            grace_seconds = GRACE[kind] + (self.drain_seconds if kind == "web" else 0.0)
+            return Part(name, kind, command, variables, grace_seconds)
 
         redis = [part("redis", "redis", *self.valkey.command())] if self.valkey else []
         workers = [

@@ -4,7 +4,6 @@ lock             held by the launcher as long as it lives, however it ends
 pids.json        {"web": [pid], "worker": [pid, ...], "redis": [pid]}, true at any moment
 processes.json   the same and beat, with what is needed to recognise them after the launcher was killed
 redis.url        where the embedded Valkey listens; the settings read it
-secret_key       Django's SECRET_KEY where the environment has none; the settings read it
 passwords        of the demo's accounts
 """
 

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
+from delivery import conf
 from delivery.errors import UsageError
 from delivery.launch import banner, environment, valkey
 from delivery.launch.accounts import DemoAccounts
@@ -76,7 +77,14 @@ class Command(BaseCommand):
         call_command("migrate", interactive=False, verbosity=0)
         DemoAccounts.of_site().ensure(state.passwords)
         embedded = None if os.environ.get("REDIS_URL") else valkey.prepare(state)
-        return Plan(var=state.root, port=port, workers=workers, concurrency=concurrency, valkey=embedded)
+        return Plan(
+            var=state.root,
+            port=port,
+            workers=workers,
+            concurrency=concurrency,
+            drain_seconds=conf.current().drain_grace,
+            valkey=embedded,
+        )
 
 
 def _state_directory(given: Path | None) -> StateDirectory:
