@@ -21,13 +21,14 @@ LINE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Part:
-    """What to run. `grace_seconds` lie between SIGTERM and SIGKILL."""
+    """What to run. `grace_seconds` lie between SIGTERM and SIGKILL; a line with `ready_words` says that it works."""
 
     name: str
     kind: Kind
     command: tuple[str, ...]
     environment: Mapping[str, str]
     grace_seconds: float
+    ready_words: str | None = None
 
 
 class Keeper:
@@ -35,6 +36,10 @@ class Keeper:
 
     def __init__(self, part: Part, ledger: Ledger, console: Console) -> None:
         self.part = part
+        self.ready = asyncio.Event()
+        """Set once the part has said its `ready_words`; at once where it has none."""
+        if part.ready_words is None:
+            self.ready.set()
         self._ledger = ledger
         self._console = console
         self._stopping = asyncio.Event()
@@ -115,9 +120,14 @@ class Keeper:
             )
             try:
                 while line := await _read_line(reader):
-                    self._console.line(self.part.name, line.decode(errors="replace").rstrip())
+                    self._take_line(line.decode(errors="replace").rstrip())
             finally:
                 transport.close()
+
+    def _take_line(self, line: str) -> None:
+        self._console.line(self.part.name, line)
+        if self.part.ready_words is not None and self.part.ready_words in line:
+            self.ready.set()
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:

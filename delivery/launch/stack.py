@@ -16,6 +16,7 @@ from delivery.launch.valkey import Valkey
 
 VALKEY_SECONDS = 10.0
 WEB_SECONDS = 60.0
+WORKER_SECONDS = 10.0
 
 #: Between SIGTERM and SIGKILL, in seconds. Web: uvicorn's own bound, on top of the time for closing every socket.
 #: Worker: the tasks in hand, each at most one segment or range; sealing stops between two blocks.
@@ -43,20 +44,16 @@ class Plan:
 
         def part(name: str, kind: Kind, *command: str) -> Part:
             grace_seconds = GRACE[kind] + (self.drain_seconds if kind == "web" else 0.0)
-            return Part(name, kind, command, variables, grace_seconds)
+            ready_words = " ready." if kind == "worker" else None
+            return Part(name, kind, command, variables, grace_seconds, ready_words)
+
+        def worker(name: str) -> Part:
+            return part(
+                name, "worker", *manage, "delivery_worker", f"--name={name}", f"--concurrency={self.concurrency}"
+            )
 
         redis = [part("redis", "redis", *self.valkey.command())] if self.valkey else []
-        workers = [
-            part(
-                f"worker{n}",
-                "worker",
-                *manage,
-                "delivery_worker",
-                f"--name=worker{n}",
-                f"--concurrency={self.concurrency}",
-            )
-            for n in range(1, self.workers + 1)
-        ]
+        workers = [worker(f"worker{number}") for number in range(1, self.workers + 1)]
         beat = part("beat", "beat", *manage, "delivery_beat")
         web = part("web", "web", *manage, "delivery_web", "--host=127.0.0.1", f"--port={self.port}")
         return [*redis, web, *workers, beat]
@@ -99,7 +96,7 @@ class Stack:
         self._stop.set()
 
     async def _start(self) -> str | None:
-        """Start the parts in order; return what went wrong, None once the web process answers."""
+        """Start the parts in order; return what went wrong, None once the web process answers and workers work."""
         valkey = self._plan.valkey
         for keeper in self._keepers:
             keeper.start()
@@ -112,6 +109,11 @@ class Stack:
             await asyncio.wait_for(_wait_answer(self._plan.port), WEB_SECONDS)
         except TimeoutError:
             return f"the web process does not answer on port {self._plan.port} after {WEB_SECONDS:.0f} s"
+        # Workers only announce themselves in the log, which a site may have silenced: not a reason to give up.
+        announced = [asyncio.ensure_future(keeper.ready.wait()) for keeper in self._keepers]
+        await asyncio.wait(announced, timeout=WORKER_SECONDS)
+        for waiting in announced:
+            waiting.cancel()
         return None
 
     async def _stop_all(self) -> None:

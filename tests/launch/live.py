@@ -61,7 +61,7 @@ def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 class LiveStack:
     """`manage.py up` on `var` and a free port."""
 
-    def __init__(self, var: Path, *options: str, port: int | None = None) -> None:
+    def __init__(self, var: Path, *options: str, port: int | None = None, **variables: str) -> None:
         self.var = var
         self.port = port or free_port()
         self._log = var.parent / f"up-{self.port}-{time.monotonic_ns()}.log"
@@ -69,7 +69,7 @@ class LiveStack:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "manage.py"), "up", f"--var={var}", f"--port={self.port}", *options],
                 cwd=ROOT,
-                env=clean_environment(),
+                env=clean_environment(**variables),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -82,9 +82,13 @@ class LiveStack:
     def wait_ready(self) -> LiveStack:
         def ready() -> bool:
             assert self.process.poll() is None, self.log()
-            return "delivery is up" in self.log() and self.log().count("ready.") >= len(self.pids()["worker"])
+            return "delivery is up" in self.log()
 
-        wait_until(ready, what="stack")
+        try:
+            wait_until(ready, what="stack")
+        except BaseException:
+            self.stop()  # nobody else will: the caller gets no stack
+            raise
         return self
 
     def log(self) -> str:

@@ -69,6 +69,23 @@ async def test_lines_carry_the_name_of_their_part(keep: Keep, output: Output) ->
     await until(lambda: "web     | hello\n" in output.getvalue())
 
 
+async def test_part_is_ready_when_it_says_so(output: Output, state: StateDirectory) -> None:
+    console, ledger = Console(output), Ledger(state)
+    script = "echo starting; read go < ../go; echo worker1@host ready.; exec sleep 600"
+    os.mkfifo(state.root / "go")
+    part = Part(
+        "worker1", "worker", ("sh", "-c", script.replace("../go", str(state.root / "go"))), os.environ, 5, " ready."
+    )
+    keeper = Keeper(part, ledger, console)
+    keeper.start()
+    await until(lambda: "starting" in output.getvalue())
+    assert not keeper.ready.is_set()
+    (state.root / "go").write_text("go\n")
+    await asyncio.wait_for(keeper.ready.wait(), 5)
+    await keeper.stop(asyncio.Event())
+    console.close()
+
+
 async def test_last_line_needs_no_newline(keep: Keep, output: Output) -> None:
     keep("printf bye; exit 3")
     await until(lambda: "web     | bye\n" in output.getvalue())

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from delivery.launch import valkey
 from tests.launch.live import LiveStack, alive, manage, wait_until
 
 
@@ -134,6 +136,20 @@ def test_sigterm_stops_web_workers_beat_and_redis_in_this_order(tmp_path: Path) 
     starts = [place.start() for place in places if place]
     assert len(starts) == len(marks)
     assert starts == sorted(starts)
+
+
+def test_redis_of_the_environment_is_used_as_it_is(tmp_path: Path) -> None:
+    server = valkey.Valkey(socket=tmp_path / "own.sock", directory=tmp_path)
+    with subprocess.Popen(server.command(), stdout=subprocess.DEVNULL) as redis:
+        try:
+            wait_until(server.socket.exists, what="Valkey")
+            stack = LiveStack(tmp_path / "var", REDIS_URL=server.url).wait_ready()
+            assert stack.pids()["redis"] == []
+            assert not (stack.var / "redis.url").exists()
+            assert stack.stop() == 0
+            assert redis.poll() is None
+        finally:
+            redis.terminate()
 
 
 def test_sigterm_while_starting_stops_what_has_been_started(tmp_path: Path) -> None:
