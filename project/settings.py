@@ -92,8 +92,8 @@ def _database() -> dict[str, Any]:
             "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL",
         }
         database["CONN_MAX_AGE"] = 0
-        # A file also for tests: workers and web processes of the tests open it too.
-        database["TEST"] = {"NAME": DELIVERY_VAR / "test.sqlite3"}
+        # A file also for tests, since their threads share it; named by process, so that two runs don't meet in it.
+        database["TEST"] = {"NAME": DELIVERY_VAR / f"test-{os.getpid()}.sqlite3"}
     return database
 
 
