@@ -17,19 +17,16 @@ class TerminalLines:
     send: str
 
 
-def terminal_lines(url: str, var: Path, *, directory: Path | None = None) -> TerminalLines:
+def terminal_lines(url: str, *, python: str = "python", variables: str = "") -> TerminalLines:
     """Return the commands with which bob receives what alice sends through the socket at `url`.
 
-    Commands of a stack whose state is not in `var/` of `directory` (default: the current one) name it, since they
-    sign the token with the key that lies there.
+    `python` and `variables` (`NAME=value `) are put in as they are, and so must be quoted. Their defaults tell
+    strangers nothing about the machine.
     """
-    directory = directory or Path.cwd()
-    python = _python(directory)
-    prefix = "" if var == directory / "var" else f"DELIVERY_VAR={shlex.quote(str(var))} "
     client = f"{python} -m delivery.client"
 
     def token(user: str) -> str:
-        return f"--token $({prefix}{python} manage.py delivery_token {user})"
+        return f"--token $({variables}{python} manage.py delivery_token {user})"
 
     return TerminalLines(
         receive=f"{client} receive --dir received --url {url} {token('bob')}",
@@ -37,17 +34,22 @@ def terminal_lines(url: str, var: Path, *, directory: Path | None = None) -> Ter
     )
 
 
-def _python(directory: Path) -> str:
+def local_lines(url: str, var: Path, directory: Path) -> TerminalLines:
+    """Return the commands as they work on this machine, in `directory`, for the stack whose state is in `var`.
+
+    They name `var` unless it is the default, since the token is signed with the key that lies there.
+    """
+    variables = "" if var == directory / "var" else f"DELIVERY_VAR={shlex.quote(str(var))} "
     # Not resolved: the interpreter of a virtual environment is a link, and following it leads out of it.
     executable = Path(os.path.abspath(sys.executable))
     if executable.is_relative_to(directory):
-        return shlex.quote(str(executable.relative_to(directory)))
-    return shlex.quote(str(executable))
+        executable = executable.relative_to(directory)
+    return terminal_lines(url, python=shlex.quote(str(executable)), variables=variables)
 
 
 def ready_text(*, port: int, var: Path, users: list[str], superuser: str | None, passwords: Path | None) -> str:
     """Return what `up` prints once the web process answers."""
-    lines = terminal_lines(f"ws://127.0.0.1:{port}/ws/delivery/", var)
+    lines = local_lines(f"ws://127.0.0.1:{port}/ws/delivery/", var, Path.cwd())
     accounts = ""
     if users or superuser:
         names = ", ".join([*users, *([f"{superuser} (superuser)"] if superuser else [])])

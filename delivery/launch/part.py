@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from delivery.launch import identity
@@ -100,17 +100,23 @@ class Keeper:
         finally:
             os.close(write_end)
         process = self._process
-        self._ledger.add(self.part.name, self.part.kind, process.pid)
+        self._record(lambda: self._ledger.add(self.part.name, self.part.kind, process.pid))
         lines = asyncio.create_task(self._pass_on_lines(read_end))
         if self._stopping.is_set():  # told to stop while it was being started
             identity.send(process.pid, signal.SIGTERM)
         status = await process.wait()
         self._process = None
-        self._ledger.remove(process.pid)
+        self._record(lambda: self._ledger.remove(process.pid))
         identity.send_group(process.pid, signal.SIGKILL)  # what a killed leader left: Celery's pool
         await asyncio.wait({lines}, timeout=1.0)
         lines.cancel()
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def _record(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except OSError as error:  # a full disk: no reason to let go of the process
+            self._console.say(f"cannot record the processes: {error}")
 
     async def _pass_on_lines(self, read_end: int) -> None:
         reader = asyncio.StreamReader(limit=LINE_BYTES)

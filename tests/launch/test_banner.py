@@ -6,22 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from delivery.launch.banner import ready_text, terminal_lines
+from delivery.launch.banner import local_lines, ready_text, terminal_lines
 
 URL = "ws://127.0.0.1:8000/ws/delivery/"
 
 
 def test_lines_are_short_in_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
-    lines = terminal_lines(URL, tmp_path / "var", directory=tmp_path)
+    lines = local_lines(URL, tmp_path / "var", tmp_path)
     token = "--token $(.venv/bin/python manage.py delivery_token"
     assert lines.send == f".venv/bin/python -m delivery.client send FILE --to user:bob --url {URL} {token} alice)"
     assert lines.receive == f".venv/bin/python -m delivery.client receive --dir received --url {URL} {token} bob)"
 
 
 def test_other_directory_is_named_and_quoted(tmp_path: Path) -> None:
-    lines = terminal_lines(URL, Path("/a b/var"), directory=tmp_path)
+    lines = local_lines(URL, Path("/a b/var"), tmp_path)
     assert "--token $(DELIVERY_VAR='/a b/var' " in lines.send
+
+
+def test_lines_for_strangers_name_no_path_of_the_machine() -> None:
+    lines = terminal_lines(URL)
+    assert lines.send == (
+        f"python -m delivery.client send FILE --to user:bob --url {URL} "
+        "--token $(python manage.py delivery_token alice)"
+    )
 
 
 def test_site_without_demo_accounts_names_no_passwords(tmp_path: Path) -> None:

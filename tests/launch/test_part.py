@@ -123,6 +123,17 @@ async def test_pids_follow_a_restart(keep: Keep, state: StateDirectory) -> None:
     await until(lambda: web_pids(state) and web_pids(state) != [first])
 
 
+async def test_disk_that_is_full_does_not_let_go_of_the_process(
+    keep: Keep, output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Ledger, "_write", full)
+    keep("echo up; exec sleep 600")
+    await until(lambda: "| up" in output.getvalue() and "cannot record the processes: no space" in output.getvalue())
+
+
 async def test_stop_is_sigterm_and_no_new_start(keep: Keep, output: Output, state: StateDirectory) -> None:
     keeper = keep("trap 'echo stopping; exit 0' TERM; echo up; while :; do sleep 0.01; done")
     await until(lambda: "| up" in output.getvalue())

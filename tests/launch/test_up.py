@@ -33,6 +33,7 @@ def test_page_says_what_this_is(stack: LiveStack) -> None:
     page = stack.get()
     assert "Large payloads over WebSockets" in page
     assert f"--url ws://127.0.0.1:{stack.port}/ws/delivery/" in page
+    assert str(stack.var) not in page
 
 
 def test_admin_has_its_css(stack: LiveStack) -> None:
