@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from delivery.errors import ProtocolViolation
+from delivery.errors import ProtocolViolation, UsageError
 from delivery.protocol import rules
+from delivery.protocol.frames import CHUNK_SIZE_MIN, HEADER_BYTES
 from delivery.protocol.rules import Member, Rule, optional, required
 
 MAX_CONTROL_BYTES = 65_536
+DEFAULT_CHUNK_SIZE = 262_144
+
+# Made once: making one takes longer than encoding a short message with it.
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +41,20 @@ class Hello(Message):
         "chunk_size": optional(rules.chunk_size),
         "early_data": optional(rules.integer()),
         "token": optional(rules.nullable(rules.text(0, 8192))),
-        "groups": optional(rules.texts(256)),
+        "groups": optional(rules.texts),
     }
     client: str
     max_message: int
     receive: bool = False
-    chunk_size: int = 262_144
+    chunk_size: int = 0  # not given: the default, or less where that would not fit into `max_message`
     early_data: int = 0
     token: str | None = dataclasses.field(default=None, repr=False)
     groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk_size == 0:
+            room = max(self.max_message - HEADER_BYTES, CHUNK_SIZE_MIN)
+            object.__setattr__(self, "chunk_size", min(DEFAULT_CHUNK_SIZE, 1 << (room.bit_length() - 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +64,12 @@ class Welcome(Message):
         "version": required(rules.integer(1)),
         "session": required(rules.text(1, 128)),
         "user": required(rules.nullable(rules.text(0, 255))),
-        "groups": optional(rules.texts(256)),
+        "groups": optional(rules.texts),
         "max_message": required(rules.integer(rules.MIN_MAX_MESSAGE)),
         "chunk_size": required(rules.chunk_size),
         "window": required(rules.integer(1)),
         "early_data": optional(rules.integer()),
-        "heartbeat": required(rules.seconds),
+        "heartbeat": required(rules.positive_seconds),
         "retry": optional(rules.retry),
     }
     version: int = 1
@@ -101,7 +111,7 @@ class Offer(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadOffer(Offer):
-    MEMBERS: ClassVar[Mapping[str, Member]] = {**Offer.MEMBERS, "to": optional(rules.texts(2000))}
+    MEMBERS: ClassVar[Mapping[str, Member]] = {**Offer.MEMBERS, "to": optional(rules.texts)}
     to: tuple[str, ...] = ()
 
 
@@ -144,7 +154,7 @@ class Reject(Message):
         "transfer": required(rules.identifier),
         "handle": required(rules.handle),
         "code": required(rules.text(1, 64)),
-        "message": optional(rules.text(0, 1024)),
+        "message": optional(rules.log_text),
         "max_size": optional(rules.nullable(rules.integer()), when_none="omit"),
         "retry_after": optional(rules.nullable(rules.seconds), when_none="omit"),
     }
@@ -225,7 +235,7 @@ class Abort(Message):
         "transfer": required(rules.identifier),
         "handle": required(rules.handle),
         "code": required(rules.text(1, 64)),
-        "message": optional(rules.text(0, 1024)),
+        "message": optional(rules.log_text),
         "final": required(rules.boolean),
         "retry_after": optional(rules.nullable(rules.seconds), when_none="omit"),
     }
@@ -274,14 +284,25 @@ FROM_SERVER = _by_type(Welcome, DeliveryOffer, GoingAway)
 
 
 def encode(message: Message) -> str:
-    """Return the JSON text of a message."""
+    """Return the JSON text of a message. Raises `UsageError` where it is longer than a control message may be."""
     members: dict[str, Any] = {"type": message.TYPE}
     for name, member in message.MEMBERS.items():
         value = getattr(message, member.field or name)
         if value is None and member.when_none == "omit":
             continue
         members[name] = value
-    return json.dumps(members, separators=(",", ":"))
+    text = _encode_json(members)
+    if len(text) > MAX_CONTROL_BYTES:  # ASCII: as many bytes as characters
+        raise UsageError(f"{message.TYPE} of {len(text)} bytes, a control message has at most {MAX_CONTROL_BYTES}")
+    return text
+
+
+def check(message: Message, kinds: Mapping[str, type[Message]]) -> None:
+    """Raise `UsageError` where the peer would refuse a message of ours; `kinds` is what our side may say."""
+    try:
+        decode(encode(message), kinds)
+    except ProtocolViolation as violation:
+        raise UsageError(violation.reason) from None
 
 
 def decode(text: str, kinds: Mapping[str, type[Message]]) -> Message:

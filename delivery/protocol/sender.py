@@ -37,10 +37,8 @@ class Sender(Machine):
     """
 
     def __init__(self, offer: Offer, *, early: bool = False, now: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(offer.transfer, offer.handle)
         self.offer = offer
-        self.handle = offer.handle
-        self.transfer = offer.transfer
         self.chunk_size = offer.chunk_size
         self.size = offer.size
         self.sha256 = offer.sha256
@@ -76,17 +74,22 @@ class Sender(Machine):
         offset = seq * self.chunk_size
         return offset if self.size is None else min(offset, self.size)
 
+    @property
+    def _may_send(self) -> bool:
+        return self.state is State.OPEN or (self._early and self.state is State.OFFERED)
+
     # -- what to send ----------------------------------------------------------------------------------------------
 
     def next_span(self) -> Span | None:
         """Return the span to send next, or None while there is no credit or nothing left.
 
-        After sending its chunk the driver calls `chunk_sent`. Where the size is unknown and the source ends inside the
-        span, or right before it, the driver calls `end` first.
+        After sending its chunk the driver calls `chunk_sent`; a driver that waits in between asks again first, since a
+        nack may have changed the span. Where the size is unknown and the source ends inside the span or before it
+        (everything may be stored already, and the last chunk short), the driver calls `end` first.
         """
         if self.next_seq >= self.limit or self.paused or self.finished:
             return None
-        if self.state is not State.OPEN and not (self._early and self.state is State.OFFERED):
+        if not self._may_send:
             return None
         offset = self.next_seq * self.chunk_size
         if self.size is None:
@@ -105,17 +108,19 @@ class Sender(Machine):
         self.sent = max(self.sent, self.next_seq)
 
     def end(self, size: int) -> None:
-        """Say that the source ended: the payload has `size` bytes. Raises `UsageError` if that contradicts its offer."""
+        """Say that the payload has `size` bytes. Raises `UsageError` if that contradicts its offer or what was sent."""
         if self.size is not None and self.size != size:
             raise UsageError(f"the source has {size} bytes, {self.size} were offered")
+        if size < 0 or self.sent > chunk_count(size, self.chunk_size):
+            raise UsageError(f"the source has {size} bytes, {self.sent} chunks of {self.chunk_size} were sent")
         self.size = size
 
     def finish_due(self) -> bool:
         """Return whether everything has been sent and `finish` has not."""
-        ready = self.state is State.OPEN or (self._early and self.state is State.OFFERED)
-        return (
-            ready and not self.finished and not self.paused and self.chunks is not None and self.next_seq >= self.chunks
-        )
+        if self.finished or self.paused or not self._may_send:
+            return False
+        chunks = self.chunks
+        return chunks is not None and self.next_seq >= chunks
 
     def finish(self, sha256: str | None) -> Finish:
         """Return the message that ends the payload. `sha256`: lower-case hex, None where it is not known."""
@@ -124,7 +129,7 @@ class Sender(Machine):
             raise UsageError("finish before everything was sent")
         if chunks > MAX_SEQ:
             raise UsageError("more chunks than a sequence number can count")
-        self.sha256 = sha256
+        self.sha256 = sha256 or self.sha256
         self.finished = True
         if self.state is State.OPEN:
             self._local(Move.FINISH)
@@ -132,15 +137,13 @@ class Sender(Machine):
 
     def abort(self, code: str, message: str = "", *, final: bool, retry_after: float | None = None) -> Abort:
         """End the transfer (`final`) or detach it from this connection; return the message that says so."""
-        self._local(Move.ABORT if final else Move.DETACH)
-        return Abort(
-            transfer=self.transfer, handle=self.handle, code=code, message=message, final=final, retry_after=retry_after
-        )
+        return self._abort(code, message, final=final, retry_after=retry_after)
 
     def stalled(self, now: float) -> bool:
         """Return whether credit was open, something to wait for, and no progress for 60 s (PROTOCOL section 5)."""
-        waiting = self.next_seq < self.limit and (self.in_flight or self.next_span() is not None)
-        return self.state is State.OPEN and waiting and now - self.progress_at >= STALL_SECONDS
+        if now - self.progress_at < STALL_SECONDS or self.state not in (State.OPEN, State.FINISHING):
+            return False
+        return self.next_seq < self.limit and (self.in_flight or self.next_span() is not None)
 
     # -- what the receiver said ------------------------------------------------------------------------------------
 
@@ -150,15 +153,17 @@ class Sender(Machine):
             raise ProtocolViolation("accept with a larger chunk size than offered")
         if message.limit < message.seq:
             raise ProtocolViolation("accept with limit below seq")
-        if self.size is not None and message.seq > chunk_count(self.size, message.chunk_size):
-            raise ProtocolViolation("accept beyond the payload")
+        chunks = None if self.size is None else chunk_count(self.size, message.chunk_size)
+        if chunks is not None and not message.seq <= chunks <= MAX_SEQ:
+            raise ProtocolViolation("accept beyond the payload, or of more chunks than can be counted")
         self._remote(Move.ACCEPT)
-        kept = self._early and message.chunk_size == self.chunk_size and self.next_seq > message.seq
-        self.chunk_size = message.chunk_size
+        if message.chunk_size != self.chunk_size:  # what went early, went in other chunks
+            self.chunk_size = message.chunk_size
+            self.next_seq = self.sent = 0
+            self.finished = False
         self.acked = self.received = message.seq
         self.limit = message.limit
-        if not kept:
-            self.next_seq = message.seq
+        self.next_seq = max(self.next_seq, message.seq)
         self.sent = max(self.sent, self.next_seq)
         self.progress_at = now
         if self.finished:  # said early, with its only chunk
@@ -187,7 +192,7 @@ class Sender(Machine):
     def on_nack(self, message: Nack) -> None:
         """Go back to the chunk that the receiver wants again; `finish` is to be said again too."""
         if not self.acked <= message.seq < self.sent:
-            raise ProtocolViolation("nack outside of what is in flight")
+            raise ProtocolViolation("nack of what is acked, or was not sent")
         self._remote(Move.REWIND)
         self.next_seq = self.received = message.seq
         self.finished = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 
 from delivery.errors import ProtocolViolation, UsageError
+from delivery.protocol.codes import ABORT_CODES, FINAL_ABORT_CODES
+from delivery.protocol.messages import Abort
 
 
 class State(enum.StrEnum):
@@ -56,7 +58,9 @@ LIVE = frozenset({State.OFFERED, State.OPEN, State.FINISHING})
 class Machine:
     """What the sending and the receiving side of a transfer have in common: a state that moves by the table."""
 
-    def __init__(self) -> None:
+    def __init__(self, transfer: str, handle: int) -> None:
+        self.transfer = transfer
+        self.handle = handle
         self.state = State.OFFERED
 
     @property
@@ -76,3 +80,11 @@ class Machine:
         if after is None:
             raise UsageError(f"cannot {move} a transfer that is {self.state}")
         self.state = after
+
+    def _abort(self, code: str, message: str, *, final: bool, retry_after: float | None) -> Abort:
+        if code not in ABORT_CODES or final != (code in FINAL_ABORT_CODES):
+            raise UsageError(f"no {'final' if final else 'detaching'} abort is called {code}")
+        self._local(Move.ABORT if final else Move.DETACH)
+        return Abort(
+            transfer=self.transfer, handle=self.handle, code=code, message=message, final=final, retry_after=retry_after
+        )
