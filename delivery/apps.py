@@ -12,6 +12,7 @@ class DeliveryConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from delivery import checks
+        from delivery import checks, drain
 
         checks.register_all()
+        drain.connect()

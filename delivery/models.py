@@ -6,11 +6,14 @@ Names of states are part of the public surface; see `docs/reference/states.md`.
 
 from __future__ import annotations
 
+import io
 import uuid
 
 from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+
+from delivery.errors import UsageError
 
 
 class PayloadState(models.TextChoices):
@@ -86,6 +89,22 @@ class Payload(models.Model):
     def __str__(self) -> str:
         return self.name or str(self.id)
 
+    @property
+    def deliveries(self) -> models.QuerySet[Transfer]:
+        """The deliveries of this payload: rows with `user`, `state` and `position`."""
+        return self.transfers.filter(direction=Direction.DELIVERY)
+
+    def open(self) -> io.BufferedReader:
+        """Open the complete payload as a seekable, read-only binary file.
+
+        Raises `UsageError` before it is complete and after it has ended; reading raises `StorageUnavailable`.
+        """
+        from delivery.storage.payloads import PayloadFile  # the one import upwards, so that a row can be opened
+
+        if self.state != PayloadState.COMPLETE:
+            raise UsageError(f"payload {self.pk} is {self.state}, expected complete")
+        return io.BufferedReader(PayloadFile(self), buffer_size=256 * 1024)
+
 
 class Address(models.Model):
     """Somebody a payload is for: `user:<primary key>` or `group:<name>`."""
@@ -98,7 +117,7 @@ class Address(models.Model):
         verbose_name = _("address")
         verbose_name_plural = _("addresses")
         constraints = (models.UniqueConstraint(fields=["payload", "address"], name="delivery_address_once"),)
-        indexes = (models.Index(fields=["address"], name="delivery_address"),)
+        indexes = (models.Index(fields=["address"], name="delivery_address_wanted"),)
 
     def __str__(self) -> str:
         return self.address

@@ -1,0 +1,92 @@
+"""Blocks on their way out: put by the task that stages a range, read by every web process that has a recipient."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from delivery import conf
+from delivery.buffer import keys
+from delivery.buffer.clients import aclient, client, reporting
+from delivery.protocol.frames import checksum
+
+BLOCK_SIZE = 256 * 1024
+RANGE_BLOCKS = 32
+RANGE_SIZE = BLOCK_SIZE * RANGE_BLOCKS
+PUT_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """256 KiB by offset (less at the end) with its checksum."""
+
+    data: bytes
+    checksum: int
+
+
+def blocks_of(size: int) -> int:
+    """Return how many blocks a payload of `size` bytes has."""
+    return -(-size // BLOCK_SIZE)
+
+
+async def aget(payload: UUID, first: int, count: int) -> list[Block] | None:
+    """Return blocks `first` to `first + count` of one range, or None where any is missing or damaged."""
+    index = first // RANGE_BLOCKS
+    with reporting():
+        packed, *values = await aclient().mget(
+            [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
+        )
+    offset = first % RANGE_BLOCKS
+    if packed is None or None in values or len(packed) < 4 * (offset + count):
+        return None
+    expected = struct.unpack_from(f">{count}I", packed, 4 * offset)
+    found = [Block(value, crc) for value, crc in zip(values, expected, strict=True)]
+    return found if all(checksum(block.data) == block.checksum for block in found) else None
+
+
+async def astaged(payload: UUID, index: int) -> bool:
+    """Return whether range `index` is staged, as far as its checksums tell."""
+    with reporting():
+        return bool(await aclient().exists(keys.range_checksums(payload, index)))
+
+
+def put(payload: UUID, index: int, blocks: Iterable[bytes]) -> None:
+    """Stage range `index`: its blocks, then their checksums, whose being there says that all are."""
+    seconds = int(conf.current().buffer_expiry)
+    checksums: list[int] = []
+    waiting: list[bytes] = []
+    for data in blocks:
+        waiting.append(data)
+        if len(waiting) == PUT_BLOCKS:
+            checksums += _put(payload, index * RANGE_BLOCKS + len(checksums), waiting, seconds)
+            waiting = []
+    checksums += _put(payload, index * RANGE_BLOCKS + len(checksums), waiting, seconds)
+    packed = struct.pack(f">{len(checksums)}I", *checksums)
+    with reporting():
+        # It goes a little before its blocks do, so that a range is missing as a whole rather than in part.
+        client().set(keys.range_checksums(payload, index), packed, ex=max(1, seconds - 5))
+
+
+def _put(payload: UUID, first: int, blocks: Sequence[bytes], seconds: int) -> list[int]:
+    if not blocks:
+        return []
+    with reporting():
+        pipe = client().pipeline(transaction=False)
+        for number, data in enumerate(blocks, first):
+            pipe.set(keys.block(payload, number), data, ex=seconds)
+        pipe.execute()
+    return [checksum(data) for data in blocks]
+
+
+def drop(payload: UUID, size: int) -> None:
+    """Remove what is staged of a payload that is gone."""
+    ranges = -(-size // RANGE_SIZE)
+    with reporting():
+        pipe = client().pipeline(transaction=False)
+        for index in range(ranges):
+            blocks = min(RANGE_BLOCKS, blocks_of(size) - index * RANGE_BLOCKS)
+            names = [keys.block(payload, index * RANGE_BLOCKS + n) for n in range(blocks)]
+            pipe.unlink(keys.range_checksums(payload, index), *names)
+        pipe.execute()

@@ -1,0 +1,103 @@
+"""Chunks on their way in: put by a web process, fetched once by the task that stores them, then dropped."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from delivery import conf
+from delivery.buffer import keys
+from delivery.buffer.clients import aclient, client, reporting
+from delivery.errors import ChunksLost, IntegrityError
+from delivery.protocol.frames import checksum
+
+FETCH_BYTES = 1024 * 1024
+Data = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class BufferedRun:
+    """Chunks `start` to `end` (exclusive), of `chunk_size` bytes each but the payload's last, under one lease."""
+
+    payload: UUID
+    lease: int
+    start: int
+    end: int
+    chunk_size: int
+
+
+async def aput(payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
+    """Buffer chunks from `start` on, in one round trip. Raises `BufferUnavailable`; then any of them may be missing."""
+    seconds = int(conf.current().buffer_expiry)
+    with reporting():
+        pipe = aclient().pipeline(transaction=False)
+        for seq, data in enumerate(chunks, start):
+            pipe.set(keys.chunk(payload, lease, seq), data, ex=seconds)
+        pipe.set(keys.progress(payload, lease), f"{chunk_size}:{start + len(chunks)}", ex=seconds)
+        await pipe.execute()
+
+
+async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Sequence[int]) -> None:
+    """Leave the checksums of a run for the task that stores it."""
+    packed = struct.pack(f">{len(checksums)}I", *checksums)
+    with reporting():
+        await aclient().set(keys.checksums(payload, lease, start), packed, ex=int(conf.current().buffer_expiry))
+
+
+async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
+    """Return (chunk size, next seq) that a lease has buffered up to; (0, 0) where nothing is known of it."""
+    with reporting():
+        value = await aclient().get(keys.progress(payload, lease))
+    if value is None:
+        return 0, 0
+    size, seq = value.split(b":")
+    return int(size), int(seq)
+
+
+async def akeep(run: BufferedRun) -> None:
+    """Give the chunks of a run that still waits for a worker another lifetime."""
+    seconds = int(conf.current().buffer_expiry)
+    with reporting():
+        pipe = aclient().pipeline(transaction=False)
+        for seq in range(run.start, run.end):
+            pipe.expire(keys.chunk(run.payload, run.lease, seq), seconds)
+        pipe.expire(keys.checksums(run.payload, run.lease, run.start), seconds)
+        await pipe.execute()
+
+
+def fetch(run: BufferedRun) -> Iterator[bytes]:
+    """Yield the data of each chunk of a run, checked.
+
+    Raises `ChunksLost` at the first that is gone (with its seq), `IntegrityError` where Redis gives back other bytes,
+    `BufferUnavailable`.
+    """
+    expected = _checksums(run)
+    step = max(1, FETCH_BYTES // run.chunk_size)
+    for first in range(run.start, run.end, step):
+        last = min(first + step, run.end)
+        with reporting():
+            values = client().mget([keys.chunk(run.payload, run.lease, seq) for seq in range(first, last)])
+        for seq, value in enumerate(values, first):
+            if value is None:
+                raise ChunksLost(seq)
+            if expected is not None and checksum(value) != expected[seq - run.start]:
+                raise IntegrityError(f"chunk {seq} changed in the buffer")
+            yield value
+
+
+def _checksums(run: BufferedRun) -> tuple[int, ...] | None:
+    """Return the run's checksums, None for a run that was cut anew on resuming, which left none."""
+    with reporting():
+        packed = client().get(keys.checksums(run.payload, run.lease, run.start))
+    if packed is None or len(packed) != 4 * (run.end - run.start):
+        return None
+    return struct.unpack(f">{run.end - run.start}I", packed)
+
+
+def drop(run: BufferedRun) -> None:
+    """Remove what a run left in the buffer; it is stored."""
+    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
+    with reporting():
+        client().unlink(*names, keys.checksums(run.payload, run.lease, run.start))

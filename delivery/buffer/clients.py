@@ -1,0 +1,104 @@
+"""Connections to Redis: one pool of threads' connections a process, one pool of asyncio connections an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from delivery import conf
+from delivery.errors import BufferUnavailable
+
+MAX_CONNECTIONS = 32
+SOCKET_TIMEOUT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+
+_OPTIONS: dict[str, Any] = {
+    "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "health_check_interval": 25,
+}
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Turn every failure of Redis into `BufferUnavailable`."""
+    try:
+        yield
+    except (redis.RedisError, OSError, TimeoutError) as error:
+        raise BufferUnavailable(f"Redis: {type(error).__name__}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _client(url: str, pid: int) -> redis.Redis:
+    # Keyed by the process: a forked Celery child never shares a socket with its parent.
+    pool = redis.BlockingConnectionPool.from_url(
+        url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_SECONDS,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        **_OPTIONS,
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def client() -> Any:
+    """Return this process's client for threads.
+
+    Typed as Any, as `aclient` is: redis-py types each reply as bytes or str, and we never let it decode.
+    """
+    return _client(conf.current().redis_url, os.getpid())
+
+
+_by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, redis.asyncio.Redis]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def aclient() -> Any:
+    """Return the running event loop's client."""
+    url = conf.current().redis_url
+    clients = _by_loop.setdefault(asyncio.get_running_loop(), {})
+    if url not in clients:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=SOCKET_TIMEOUT_SECONDS,
+            retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+            **_OPTIONS,
+        )
+        clients[url] = redis.asyncio.Redis(connection_pool=pool)
+    return clients[url]
+
+
+async def aclose() -> None:
+    """Close the running loop's connections."""
+    for one in _by_loop.pop(asyncio.get_running_loop(), {}).values():
+        await one.aclose()  # type: ignore[attr-defined,unused-ignore]
+        await one.connection_pool.disconnect()
+
+
+def new_subscriber_client() -> redis.asyncio.Redis:
+    """Return a client of its own for one subscriber: it waits for messages without a time limit."""
+    options = _OPTIONS | {"socket_timeout": None, "socket_keepalive": True}
+    url = conf.current().redis_url
+    if url.startswith("unix:"):
+        options.pop("socket_keepalive")
+    return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2), **options)
+
+
+async def aclock() -> int:
+    """Return Redis's own clock in microseconds: the one clock that all web processes share, whatever their hosts say."""
+    with reporting():
+        seconds, micros = await aclient().time()
+        return int(seconds) * 1_000_000 + int(micros)

@@ -1,0 +1,53 @@
+"""Names of keys and channels. All begin with the site's prefix and the version of this layout."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from delivery import conf
+
+LAYOUT = "1"  # raise it when the meaning of a key changes: old and new processes then keep apart
+
+
+def _key(*parts: object) -> str:
+    return ":".join((conf.current().prefix, LAYOUT, *map(str, parts)))
+
+
+def chunk(payload: UUID, lease: int, seq: int) -> str:
+    """The data of one chunk. Carries the lease, so that a zombie writes where nobody reads."""
+    return _key("c", payload.hex, lease, seq)
+
+
+def checksums(payload: UUID, lease: int, start: int) -> str:
+    """CRC-32C of each chunk of the run that begins at chunk `start`, as big-endian u32."""
+    return _key("k", payload.hex, lease, start)
+
+
+def progress(payload: UUID, lease: int) -> str:
+    """How far the chunks of a lease are buffered: `<chunk size>:<seq>`."""
+    return _key("p", payload.hex, lease)
+
+
+def block(payload: UUID, index: int) -> str:
+    """Block `index` (256 KiB by offset) of a payload."""
+    return _key("b", payload.hex, index)
+
+
+def range_checksums(payload: UUID, index: int) -> str:
+    """CRC-32C of each block of range `index` (8 MiB by offset), as big-endian u32. Is there: the range is staged."""
+    return _key("r", payload.hex, index)
+
+
+def marker(*parts: object) -> str:
+    """Somebody has asked for this already; nobody else needs to for a while."""
+    return _key("m", *parts)
+
+
+def workers() -> str:
+    """Sorted set of live workers by Redis time."""
+    return _key("workers")
+
+
+def channel(topic: str) -> str:
+    """The pub/sub channel of wake-ups on `topic`; channels know no database numbers, hence the prefix."""
+    return _key("w", topic)

@@ -1,0 +1,26 @@
+"""Markers: who asks for work says so, so that nobody asks for the same while it is on its way."""
+
+from __future__ import annotations
+
+from delivery.buffer import keys
+from delivery.buffer.clients import aclient, client, reporting
+
+FIRST_SECONDS = 2.0
+LONGEST_SECONDS = 60.0
+
+
+def lifetime(attempt: int) -> float:
+    """Return how long (seconds) the marker of the `attempt`-th request (zero-based) holds: it doubles up to 60 s."""
+    return min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(attempt, 10))
+
+
+async def aclaim(name: str, *, attempt: int) -> bool:
+    """Set the marker `name` unless it is set; return whether the caller is the one who may ask now."""
+    with reporting():
+        return bool(await aclient().set(keys.marker(name), "1", nx=True, px=int(lifetime(attempt) * 1000)))
+
+
+def clear(name: str) -> None:
+    """Remove a marker: the work it stood for has begun, and may be asked for again."""
+    with reporting():
+        client().unlink(keys.marker(name))

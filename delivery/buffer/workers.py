@@ -1,0 +1,33 @@
+"""Which workers live: each renews its place every few seconds; SIGKILL lets it lapse. By Redis's own clock."""
+
+from __future__ import annotations
+
+from delivery.buffer import keys
+from delivery.buffer.clients import aclient, client, reporting
+
+LEASE_SECONDS = 10.0
+RENEW_SECONDS = 3.0
+
+
+def renew(worker: str) -> None:
+    """Say that `worker` lives and takes tasks."""
+    with reporting():
+        seconds, micros = client().time()
+        pipe = client().pipeline(transaction=False)
+        pipe.zadd(keys.workers(), {worker: seconds + micros / 1e6})
+        pipe.expire(keys.workers(), int(3 * LEASE_SECONDS))
+        pipe.execute()
+
+
+def leave(worker: str) -> None:
+    """Say that `worker` takes no more tasks."""
+    with reporting():
+        client().zrem(keys.workers(), worker)
+
+
+async def alive() -> frozenset[str]:
+    """Return the ids of the workers that live."""
+    with reporting():
+        seconds, _ = await aclient().time()
+        found = await aclient().zrangebyscore(keys.workers(), seconds - LEASE_SECONDS, "+inf")
+    return frozenset(member.decode() for member in found)

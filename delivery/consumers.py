@@ -1,0 +1,132 @@
+"""The Channels consumer: the ASGI end of a connection. It knows handshakes, frames and closes; the rest is `serving`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from delivery.serving import login, process
+from delivery.serving.login import Refusal, Request
+from delivery.serving.session import ConnectionClosed, Session
+
+logger = logging.getLogger(__name__)
+
+SUBPROTOCOL = "delivery.v1"
+
+
+class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """Serves delivery.v1 at one URL. Needs no middleware: Origin, session and token are checked here."""
+
+    session: Session | None = None
+    _close_code: int | None = None
+    _joined: set[str]
+    _task: asyncio.Task[Any] | None = None
+    _abandoned = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection, and clean up whatever ends it.
+
+        `disconnect` is not called on cancellation or when a handler or the channel layer raises (channels#1466), hence
+        the `finally`.
+        """
+        self._joined = set()
+        self._task = asyncio.current_task()
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._abandoned:
+                raise
+        finally:
+            await asyncio.shield(self._clean_up())
+
+    async def _clean_up(self) -> None:
+        if self.session is not None:
+            await self.session.end(self._close_code)
+        for group in self._joined:
+            await self.channel_layer.group_discard(group, self.channel_name)
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
+        kind = message["type"]
+        if kind == "websocket.receive" and self.session is not None:
+            await self._receive(self.session, message)
+            return
+        try:
+            await getattr(self, kind.replace(".", "_"))(message)
+        except AttributeError:
+            if hasattr(self, kind.replace(".", "_")):
+                raise
+            logger.warning("unknown event %s", kind)  # from another version, in a rolling deploy
+
+    async def _receive(self, session: Session, message: dict[str, Any]) -> None:
+        data = message.get("bytes")
+        if data is not None:
+            await session.data(data)
+        else:
+            await session.text(message["text"])
+
+    # -- handshake and close -----------------------------------------------------------------------------------------
+
+    async def websocket_connect(self, message: dict[str, Any]) -> None:
+        request = Request.of(self.scope)
+        offered = self.scope.get("subprotocols", [])
+        if not login.origin_allowed(request) or SUBPROTOCOL not in offered:
+            await self.close()  # before accepting: HTTP 403
+            return
+        user = await process.current().db(login.user_of, request)
+        await self.accept(SUBPROTOCOL)
+        if user is Refusal.WRONG:
+            # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).
+            await self.close(4401, Refusal.WRONG.value)
+            return
+        self.session = Session(self, user)
+        self.session.start()
+
+    async def websocket_disconnect(self, message: dict[str, Any]) -> None:
+        self._close_code = message.get("code")
+        await super().websocket_disconnect(message)
+
+    # -- what a session needs ----------------------------------------------------------------------------------------
+
+    async def send_text(self, text: str) -> None:
+        await self._send({"type": "websocket.send", "text": text})
+
+    async def send_bytes(self, data: bytes) -> None:
+        await self._send({"type": "websocket.send", "bytes": data})
+
+    async def close(self, code: int | None = None, reason: str | None = None) -> None:
+        await self._send({"type": "websocket.close", "code": code or 1000, "reason": reason or ""})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        try:
+            await self.base_send(message)
+        except (OSError, RuntimeError) as error:  # uvicorn: OSError after loss, RuntimeError after a close
+            raise ConnectionClosed from error
+
+    def abandon(self) -> None:
+        """Give the connection up, whether or not its peer reads."""
+        self._abandoned = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def join(self, group: str) -> None:
+        self._joined.add(group)
+        await self.channel_layer.group_add(group, self.channel_name)
+
+    # -- control events ----------------------------------------------------------------------------------------------
+
+    async def delivery_waiting(self, event: dict[str, Any]) -> None:
+        if self.session is not None:
+            self.session.spawn(self.session.arrived(event["address"]), "arrival")
+
+    async def delivery_taken_over(self, event: dict[str, Any]) -> None:
+        if self.session is not None:
+            self.session.taken_over(UUID(event["transfer"]), event["lease"])
+
+    async def delivery_ended(self, event: dict[str, Any]) -> None:
+        if self.session is not None:
+            self.session.ended(UUID(event["transfer"]), event["code"])

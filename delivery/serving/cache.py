@@ -1,0 +1,174 @@
+"""Blocks on their way out, for the whole process: one fetch for all who want the same.
+
+First the cache, then Redis, then a task that stages the range from Storage; whoever waits looks for itself again after
+a while, since tasks and wake-ups may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from delivery import dispatch
+from delivery.buffer import blocks, markers
+from delivery.buffer.blocks import BLOCK_SIZE, RANGE_BLOCKS, Block
+from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
+from delivery.transfers import completing
+
+if TYPE_CHECKING:
+    from delivery.serving.process import Process
+
+logger = logging.getLogger(__name__)
+
+GROUP_BLOCKS = 4  # fetched together: 1 MiB
+MOST_FAILURES = 4
+BUFFER_RETRY_SECONDS = 0.5
+MOST_REMEMBERED = 4096
+
+Group = list[Block]
+
+
+class BlockCache:
+    """Groups of blocks by payload and number, least recently used first out. Belongs to one event loop."""
+
+    def __init__(self, process: Process, limit: int) -> None:
+        self._process = process
+        self._limit = limit  # bytes
+        self._size = 0
+        self._groups: OrderedDict[tuple[UUID, int], Group] = OrderedDict()
+        self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
+        self._ahead: OrderedDict[tuple[UUID, int], None] = OrderedDict()
+
+    def peek(self, payload: UUID, group: int) -> Group | None:
+        """Return a group if it is here, without waiting."""
+        found = self._groups.get((payload, group))
+        if found is not None:
+            self._groups.move_to_end((payload, group))
+        return found
+
+    async def get(self, payload: UUID, size: int, group: int) -> Group:
+        """Return a group of blocks of a payload of `size` bytes, fetched at most once however many ask.
+
+        Raises `TransferAborted` where the payload has ended, `StorageUnavailable` where it cannot be read. Cancelling
+        leaves the fetch running for the others.
+        """
+        key = (payload, group)
+        found = self.peek(payload, group)
+        if found is not None:
+            return found
+        task = self._fetches.get(key)
+        if task is None:
+            task = asyncio.create_task(_Fetch(self._process, payload, size, group).run(), name="delivery fetch")
+            self._fetches[key] = task
+            task.add_done_callback(lambda done: self._fetched(key, done))
+        return await asyncio.shield(task)
+
+    def _fetched(self, key: tuple[UUID, int], task: asyncio.Task[Group]) -> None:
+        self._fetches.pop(key, None)
+        if task.cancelled() or task.exception() is not None:
+            return
+        group = task.result()
+        self._groups[key] = group
+        self._size += sum(len(block.data) for block in group)
+        while self._size > self._limit and len(self._groups) > 1:
+            _, old = self._groups.popitem(last=False)
+            self._size -= sum(len(block.data) for block in old)
+
+    async def stage_ahead(self, payload: UUID, size: int, group: int) -> None:
+        """Have the range after that of `group` staged, so that it is in Redis when somebody gets there."""
+        index = group * GROUP_BLOCKS // RANGE_BLOCKS + 1
+        if index * RANGE_BLOCKS * BLOCK_SIZE >= size or (payload, index) in self._ahead:
+            return
+        self._ahead[payload, index] = None
+        if len(self._ahead) > MOST_REMEMBERED:
+            self._ahead.popitem(last=False)
+        try:
+            if not await blocks.astaged(payload, index):
+                await _ask(self._process, payload, index, attempt=0)
+        except BufferUnavailable as error:
+            logger.warning("range %d not asked for ahead: %s", index, error)
+
+
+async def _ask(process: Process, payload: UUID, index: int, *, attempt: int) -> None:
+    arguments = {"payload": payload.hex, "range": index}
+    marker = dispatch.stage_marker(payload, index)
+    await process.publish(dispatch.STAGE, arguments, marker=marker, attempt=attempt)
+
+
+class _Fetch:
+    """One group on its way from Redis, staged first where it is not there."""
+
+    def __init__(self, process: Process, payload: UUID, size: int, group: int) -> None:
+        self._process = process
+        self._payload = payload
+        self._first = group * GROUP_BLOCKS
+        self._count = min(GROUP_BLOCKS, blocks.blocks_of(size) - self._first)
+        self._range = self._first // RANGE_BLOCKS
+        self._woken = asyncio.Event()
+        self._ended: str | None = None
+        self._failures = 0
+
+    async def run(self) -> Group:
+        found = await self._look()
+        if found is not None:
+            return found
+        await self._process.subscriber.add(self._payload.hex, self._on_wake)
+        try:
+            return await self._wait()
+        finally:
+            await self._process.subscriber.remove(self._payload.hex, self._on_wake)
+
+    async def _look(self) -> Group | None:
+        try:
+            return await blocks.aget(self._payload, self._first, self._count)
+        except BufferUnavailable as error:
+            logger.warning("%s", error)
+            return None
+
+    async def _wait(self) -> Group:
+        attempt = 0
+        while True:
+            self._woken.clear()
+            try:
+                await _ask(self._process, self._payload, self._range, attempt=attempt)
+                patience = markers.lifetime(attempt)
+                attempt += 1
+            except BufferUnavailable as error:
+                logger.warning("%s", error)
+                patience = BUFFER_RETRY_SECONDS
+            # Looking right away as well: it may have been staged while we subscribed.
+            found = await self._look()
+            if found is None:
+                await self._sleep(patience)
+                found = await self._look()
+            if found is not None:
+                return found
+            await self._check_alive()
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    async def _check_alive(self) -> None:
+        if self._failures > MOST_FAILURES:
+            raise StorageUnavailable(f"range {self._range} of {self._payload} cannot be read")
+        if self._ended is None:
+            state, _, _, failure = await self._process.db(completing.outcome, self._payload)
+            self._ended = None if state == "complete" else (failure or "cancelled")
+        if self._ended is not None:
+            raise TransferAborted(self._ended)
+
+    def _on_wake(self, message: dict[str, Any]) -> None:
+        event = message.get("event")
+        if event == "ended":
+            self._ended = str(message.get("code") or "cancelled")
+            self._woken.set()
+        elif event in ("staged", "unstaged") and message.get("range") == self._range:
+            self._failures += event == "unstaged"
+            self._woken.set()

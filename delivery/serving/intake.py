@@ -1,0 +1,354 @@
+"""One upload on one connection: chunks go to the buffer, runs to workers, stored positions back to the receiver.
+
+Asks again for whatever does not come: tasks and wake-ups may be lost, Redis may be emptied at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from delivery import dispatch
+from delivery.buffer import chunks, markers
+from delivery.errors import BufferUnavailable, IntegrityError, StaleLease, TransferAborted
+from delivery.models import PayloadState, WaitingFor
+from delivery.protocol.frames import Chunk, chunk_count
+from delivery.protocol.receiver import Receiver, Run
+from delivery.serving.process import Process
+from delivery.transfers import completing, sealing, uploads
+from delivery.transfers.storing import StoreOrder
+from delivery.transfers.uploads import Finished, Opened
+
+logger = logging.getLogger(__name__)
+
+FLUSH_BYTES = 1024 * 1024
+BUFFER_RETRY_SECONDS = 0.5
+BUFFER_PATIENCE_SECONDS = 30.0
+STORAGE_RETRY_SECONDS = 1.0
+MOST_STORAGE_FAILURES = 5
+BUSY_RETRY_AFTER = 2.0
+
+
+@dataclass(slots=True)
+class Order:
+    """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
+
+    order: StoreOrder
+    attempt: int = 0
+    ask_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost."""
+
+    changed: Callable[[], None]
+    rewind: Callable[[Receiver, int], None]
+
+
+class Intake:
+    """Takes in one upload. Belongs to the event loop of its connection."""
+
+    def __init__(self, process: Process, receiver: Receiver, opened: Opened, reports: Reports) -> None:
+        self.receiver = receiver
+        self.opened = opened
+        self.lease = opened.lease
+        self.worker = ""  # that moved it last
+        self.worker_at = 0.0
+        self._process = process
+        self._reports = reports
+        self._pending: deque[tuple[memoryview, int]] = deque()  # (data, checksum) of chunks not yet in the buffer
+        self._pending_bytes = 0
+        self._flushed = receiver.stored
+        self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
+        self._orders: deque[Order] = deque()
+        self._woken = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._lost = False
+        self._superseded = False
+        self._ended: str | None = None
+        self._finished: Finished | None = None
+        self._storage_failures = 0
+        self._buffer_failed_at: float | None = None
+        self._seal_attempt = 0
+        self._seal_at = 0.0
+
+    # -- from the session --------------------------------------------------------------------------------------------
+
+    @property
+    def unflushed(self) -> int:
+        """Bytes that are in this process's memory alone."""
+        return self._pending_bytes
+
+    def keep(self, chunk: Chunk) -> None:
+        """Take a chunk that the receiver kept."""
+        self._pending.append((chunk.data, chunk.checksum))
+        self._pending_bytes += len(chunk.data)
+        self._checksums.append(chunk.checksum)
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Look for what is due."""
+        self._woken.set()
+
+    async def run(self) -> Finished:
+        """Take in everything; return once the payload is complete.
+
+        Raises `TransferAborted` where the transfer ended or must let go of this connection.
+        """
+        await self._process.subscriber.add(self.opened.payload.hex, self._on_wake)
+        try:
+            while True:
+                self._woken.clear()
+                if (finished := await self._step()) is not None:
+                    return finished
+                await self._sleep()
+        finally:
+            await self._process.subscriber.remove(self.opened.payload.hex, self._on_wake)
+
+    async def detach(self) -> None:
+        """Hand over what was taken in, so that it is not sent again: the connection is gone, or about to go."""
+        try:
+            while self._pending:
+                await self._flush_some()
+            while (run := self.receiver.rest(time.monotonic())) is not None:
+                self._add_order(run)
+            await self._ask(time.monotonic())
+        except (BufferUnavailable, StaleLease) as error:
+            logger.info("what was buffered of %s will be sent again: %s", self.opened.payload, error)
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> Finished | None:
+        if self._finished is not None:
+            return self._finished
+        if self._ended is not None:
+            raise TransferAborted(self._ended)
+        if self._superseded:
+            raise TransferAborted("taken_over", final=False)
+        if self._lost:
+            await self._rewind()
+        try:
+            await self._move()
+            self._buffer_failed_at = None
+        except BufferUnavailable as error:
+            self._check_patience(error)
+        return None
+
+    async def _move(self) -> None:
+        if self._pending:
+            await self._flush_some()
+        now = time.monotonic()
+        while (run := self.receiver.next_run(now)) is not None:
+            self._add_order(run)
+        await self._ask(now)
+        if self.receiver.complete:
+            await self._seal(now)
+
+    def _check_patience(self, error: BufferUnavailable) -> None:
+        """Keep trying for a while: what is not flushed is in memory, bounded by the window."""
+        now = time.monotonic()
+        if self._buffer_failed_at is None:
+            self._buffer_failed_at = now
+            logger.warning("upload %s waits: %s", self.opened.payload, error)
+        elif now - self._buffer_failed_at > BUFFER_PATIENCE_SECONDS:
+            raise TransferAborted("busy", "the buffer does not answer", final=False) from error
+
+    async def _flush_some(self) -> None:
+        """Put up to 1 MiB of chunks into the buffer, in one round trip."""
+        size = 0
+        batch: list[memoryview] = []
+        for data, _ in self._pending:
+            batch.append(data)
+            size += len(data)
+            if size >= FLUSH_BYTES:
+                break
+        await chunks.aput(self.opened.payload, self.lease, self.receiver.chunk_size, self._flushed, batch)
+        for _ in batch:
+            self._pending.popleft()
+        self._pending_bytes -= size
+        self._flushed += len(batch)
+        self._drained.set()
+
+    async def below(self, limit: int) -> None:
+        """Wait until less than `limit` bytes are in this process's memory alone."""
+        while self._pending_bytes >= limit and self.receiver.live:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def _add_order(self, run: Run) -> None:
+        receiver = self.receiver
+        ends = receiver.size if receiver.size is not None and run.end == receiver.chunks else None
+        order = StoreOrder(
+            transfer=self.opened.transfer,
+            payload=self.opened.payload,
+            lease=self.lease,
+            start=run.start,
+            end=run.end,
+            chunk_size=receiver.chunk_size,
+            offset=receiver.offset(run.start),
+            length=receiver.offset(run.end) - receiver.offset(run.start),
+            ends=ends,
+        )
+        self._orders.append(Order(order))
+
+    async def _ask(self, now: float) -> None:
+        """Publish a task for each run that is due: for the first time, or again."""
+        while self._orders and self._orders[0].order.end <= self.receiver.stored:
+            self._orders.popleft()
+        for order in self._orders:
+            if order.order.end <= self._flushed and now >= order.ask_at:
+                await self._ask_for(order)
+
+    async def _ask_for(self, order: Order) -> None:
+        run = order.order.run
+        if order.attempt == 0:
+            checksums = list(itertools.islice(self._checksums, run.end - run.start))
+            await chunks.aput_checksums(run.payload, run.lease, run.start, checksums)
+            for _ in checksums:
+                self._checksums.popleft()
+        else:
+            await self._look()
+            await chunks.akeep(run)
+        marker = dispatch.store_marker(run.payload, run.lease, run.start)
+        attempt = order.attempt
+        await self._process.publish(dispatch.STORE, order.order.arguments(), marker=marker, attempt=attempt)
+        order.attempt += 1
+        order.ask_at = time.monotonic() + markers.lifetime(attempt)
+
+    async def _look(self) -> None:
+        """Ask the database what a lost wake-up would have told."""
+        lease, position, state = await self._process.db(uploads.position, self.opened.transfer)
+        self._moved(lease, position)
+        if state != "live" and not self.receiver.complete:
+            self._ended = "cancelled"
+        elif lease == self.lease and not await self._process.workers_alive():
+            await self._process.db(uploads.waiting, self.opened.transfer, self.lease, WaitingFor.WORKER)
+
+    async def _rewind(self) -> None:
+        """Chunks are gone: fence what is in flight, and have the sender go back."""
+        self._lost = False
+        try:
+            lease, position = await self._process.db(uploads.rewind, self.opened.transfer, self.lease)
+        except StaleLease:
+            raise TransferAborted("taken_over", final=False) from None
+        seq = self._seq_of(position)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._checksums.clear()
+        self._orders.clear()
+        self.lease = lease
+        self.receiver.on_stored(seq)
+        self._flushed = seq
+        self._drained.set()
+        self._reports.rewind(self.receiver, seq)
+
+    def _seq_of(self, position: int) -> int:
+        if position == self.receiver.size:
+            return chunk_count(position, self.receiver.chunk_size)
+        return position // self.receiver.chunk_size
+
+    # -- sealing -----------------------------------------------------------------------------------------------------
+
+    async def _seal(self, now: float) -> None:
+        if now < self._seal_at:
+            return
+        if self._seal_attempt == 0:
+            await self._begin_seal()
+        elif await self._sealed_already():
+            return
+        arguments = {"payload": self.opened.payload.hex}
+        marker = dispatch.seal_marker(self.opened.payload)
+        await self._process.publish(dispatch.SEAL, arguments, marker=marker, attempt=self._seal_attempt)
+        self._seal_at = time.monotonic() + markers.lifetime(min(self._seal_attempt, 1))
+        self._seal_attempt += 1
+
+    async def _begin_seal(self) -> None:
+        digests = self.receiver.expected_digests()
+        if len(digests) > 1:  # the offer promised another one than `finish`
+            raise TransferAborted("digest", "finish contradicts the offer")
+        digest = next(iter(digests), None)
+        try:
+            await self._process.db(sealing.begin, self.opened.transfer, self.lease, self.receiver.size or 0, digest)
+        except StaleLease:
+            if not await self._sealed_already():
+                raise TransferAborted("taken_over", final=False) from None
+        except IntegrityError as error:
+            logger.error("upload %s: %s", self.opened.payload, error)
+            raise TransferAborted("integrity", "stored bytes are missing", final=False) from error
+
+    async def _sealed_already(self) -> bool:
+        state, size, sha256, failure = await self._process.db(completing.outcome, self.opened.payload)
+        if state == PayloadState.COMPLETE:
+            self._finished = Finished(self.opened.payload, size, sha256)
+        elif state not in (PayloadState.STORING, PayloadState.SEALING):
+            self._ended = failure or "cancelled"
+        else:
+            return False
+        self._woken.set()
+        return True
+
+    # -- time and wake-ups -------------------------------------------------------------------------------------------
+
+    async def _sleep(self) -> None:
+        if self._woken.is_set() or (self._pending and self._buffer_failed_at is None):
+            return
+        now = time.monotonic()
+        wait = max(0.0, self._wake_at(now) - now)
+        try:
+            async with asyncio.timeout(wait):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    def _wake_at(self, now: float) -> float:
+        times = [now + 30.0]
+        if self._buffer_failed_at is not None:
+            times.append(now + BUFFER_RETRY_SECONDS)
+        if (at := self.receiver.wake_at()) is not None:
+            times.append(at)
+        times += [order.ask_at for order in self._orders if order.order.end <= self._flushed]
+        if self.receiver.complete:
+            times.append(self._seal_at)
+        return min(times)
+
+    def _on_wake(self, message: dict[str, Any]) -> None:
+        event = message.get("event")
+        if worker := message.get("worker"):
+            self.worker, self.worker_at = str(worker), time.monotonic()
+        if event == "stored":
+            self._storage_failures = 0
+            self._moved(message["lease"], message["position"])
+        elif event == "lost":
+            self._lost = self._lost or message["lease"] == self.lease
+        elif event == "unstored" and message["lease"] == self.lease:
+            self._not_stored(message["start"])
+        elif event == "sealed":
+            self._finished = Finished(self.opened.payload, message["size"], message["sha256"])
+        elif event == "unsealed":
+            self._seal_at = time.monotonic() + STORAGE_RETRY_SECONDS
+        elif event == "ended":
+            self._ended = str(message.get("code") or "cancelled")
+        self._woken.set()
+
+    def _moved(self, lease: int, position: int) -> None:
+        if lease > self.lease:
+            self._superseded = True
+        elif lease == self.lease and not self._lost:
+            self.receiver.on_stored(min(self._seq_of(position), self.receiver.received))
+            self._reports.changed()
+
+    def _not_stored(self, start: int) -> None:
+        """Ask again soon; let go of the connection where Storage keeps failing."""
+        self._storage_failures += 1
+        if self._storage_failures > MOST_STORAGE_FAILURES:
+            self._ended = "storage_unavailable"
+        for order in self._orders:
+            if order.order.start == start:
+                order.ask_at = time.monotonic() + STORAGE_RETRY_SECONDS * self._storage_failures

@@ -1,0 +1,82 @@
+"""What is offered to a connection, and when: what waits at hello, what arrives later, never more than may be open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from delivery.protocol.connection import MAX_UNANSWERED_OFFERS
+from delivery.protocol.messages import DeliveryOffer
+from delivery.serving.outflow import Outflow
+from delivery.transfers import deliveries
+from delivery.transfers.deliveries import Waiting
+
+if TYPE_CHECKING:
+    from delivery.serving.session import Session
+
+
+class Offering:
+    """The deliveries of one connection. Belongs to its event loop."""
+
+    def __init__(self, session: Session, *, chunk_size: int, most_live: int) -> None:
+        self._session = session
+        self._chunk_size = chunk_size
+        self._most_live = most_live
+        self._set_aside: set[UUID] = set()  # not to be offered again on this connection
+        self._due = asyncio.Event()
+
+    def look(self) -> None:
+        """Something may wait: look for it."""
+        self._due.set()
+
+    def set_aside(self, transfer: UUID) -> None:
+        """Offer a delivery no more on this connection."""
+        self._set_aside.add(transfer)
+
+    async def run(self) -> None:
+        """Offer what waits whenever there is room for it."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            await self._offer_all()
+
+    async def _offer_all(self) -> None:
+        session = self._session
+        while (room := self._room()) > 0:
+            known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
+            found = await session.process.db(
+                deliveries.waiting, session.user.pk, session.client, known=known, most=room
+            )
+            for waiting in found[: self._room()]:
+                self._offer(waiting)
+            if len(found) < room:
+                return
+
+    def _room(self) -> int:
+        connection = self._session.connection
+        if not connection.can_offer():
+            return 0
+        return min(MAX_UNANSWERED_OFFERS - connection.unanswered(), self._most_live - len(connection.senders))
+
+    def _offer(self, waiting: Waiting) -> None:
+        session = self._session
+        sender = session.connection.offer(
+            DeliveryOffer(
+                transfer=str(waiting.transfer),
+                handle=1,
+                name=waiting.name,
+                size=waiting.size,
+                content_type=waiting.content_type,
+                chunk_size=self._chunk_size,
+                sha256=waiting.sha256,
+                meta=waiting.meta,
+                payload=str(waiting.payload),
+                sender=waiting.sender,
+                expires=None if waiting.expires is None else waiting.expires.isoformat().replace("+00:00", "Z"),
+            ),
+            first=waiting.first and waiting.inline is not None,
+            now=time.monotonic(),
+        )
+        session.add_outflow(Outflow(session.process, sender, waiting, session.wake))

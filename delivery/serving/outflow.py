@@ -1,0 +1,108 @@
+"""One delivery on one connection: blocks from the cache become the frames that its sender asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from delivery.buffer.blocks import BLOCK_SIZE, Block
+from delivery.protocol import frames
+from delivery.protocol.sender import Sender, Span
+from delivery.serving.cache import GROUP_BLOCKS, Group
+from delivery.serving.process import Process
+from delivery.transfers.deliveries import Waiting
+
+GROUP_BYTES = GROUP_BLOCKS * BLOCK_SIZE
+
+
+class Outflow:
+    """Gives the frames of one delivery. Belongs to the event loop of its connection.
+
+    Holds at most the groups that the next chunk lies in and one ahead: what a recipient that does not ack costs is
+    bounded by that.
+    """
+
+    def __init__(self, process: Process, sender: Sender, waiting: Waiting, changed: Callable[[], None]) -> None:
+        self.sender = sender
+        self.waiting = waiting
+        self.granted = False  # its accept has been entered into the rows
+        self._process = process
+        self._changed = changed
+        self._groups: dict[int, Group] = {}
+        self._woken = asyncio.Event()
+
+    def grant(self) -> None:
+        """Let chunks flow."""
+        self.granted = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Look for what is to be fetched: credit or position moved."""
+        self._woken.set()
+
+    def frame(self) -> bytes | None:
+        """Return the next chunk's frame, None where its data is still to come. The caller sends it."""
+        span = self.sender.next_span()
+        if span is None:
+            return None
+        if self.waiting.inline is not None:
+            data = self.waiting.inline[span.offset : span.offset + span.length]
+            return frames.encode(self.sender.handle, span.seq, data)
+        if not self.granted or not self._here(span):
+            self._woken.set()
+            return None
+        return self._cut(span)
+
+    async def run(self) -> None:
+        """Fetch what the next chunks need, ahead of them, within the credit.
+
+        Raises `TransferAborted` where the payload has ended, `StorageUnavailable`.
+        """
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            span = self.sender.next_span() if self.granted and self.waiting.inline is None else None
+            if span is not None:
+                await self._fetch(span)
+
+    async def _fetch(self, span: Span) -> None:
+        wanted = self._wanted(span)
+        for number in list(self._groups):
+            if number not in wanted:
+                del self._groups[number]
+        for number in wanted:
+            if number not in self._groups:
+                self._groups[number] = await self._process.cache.get(self.waiting.payload, self.waiting.size, number)
+                self._changed()
+        await self._process.cache.stage_ahead(self.waiting.payload, self.waiting.size, wanted[-1])
+
+    def _wanted(self, span: Span) -> list[int]:
+        """Return the numbers of the groups that hold the span, and the one after it if there is credit for it."""
+        first = span.offset // GROUP_BYTES
+        last = (span.offset + span.length - 1) // GROUP_BYTES
+        credit = min(self.sender.limit * self.sender.chunk_size, self.waiting.size)
+        if (last + 1) * GROUP_BYTES < credit:
+            last += 1
+        return list(range(first, last + 1))
+
+    def _here(self, span: Span) -> bool:
+        first, last = span.offset // GROUP_BYTES, (span.offset + span.length - 1) // GROUP_BYTES
+        if last + 1 not in self._groups:
+            self._woken.set()  # fetch ahead, and let go of what is behind
+        return all(number in self._groups for number in range(first, last + 1))
+
+    def _block(self, index: int) -> Block:
+        return self._groups[index // GROUP_BLOCKS][index % GROUP_BLOCKS]
+
+    def _cut(self, span: Span) -> bytes:
+        index, start = divmod(span.offset, BLOCK_SIZE)
+        block = self._block(index)
+        if start == 0 and span.length == len(block.data):
+            return frames.encode(self.sender.handle, span.seq, block.data, block.checksum)
+        if start + span.length <= len(block.data):
+            data = memoryview(block.data)[start : start + span.length]
+            return frames.encode(self.sender.handle, span.seq, data)
+        # A chunk larger than a block begins at a block and holds whole ones, but for the payload's end.
+        last = (span.offset + span.length - 1) // BLOCK_SIZE
+        joined = b"".join(self._block(number).data for number in range(index, last + 1))
+        return frames.encode(self.sender.handle, span.seq, joined)

@@ -1,0 +1,152 @@
+"""What all connections of one web process share: threads for the database, wake-ups, caches, batches.
+
+Made at the first connection, on the event loop that serves it; its tasks live as long as that loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from uuid import UUID
+
+from django.db import DatabaseError, connections
+
+from delivery import conf, dispatch
+from delivery.buffer import clients, markers, workers
+from delivery.buffer.wakeups import Subscriber
+from delivery.errors import BufferUnavailable
+from delivery.serving.cache import BlockCache
+from delivery.transfers import deliveries, events
+
+if TYPE_CHECKING:
+    from delivery.serving.session import Session
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EVENTS_SECONDS = 1.0
+POSITIONS_SECONDS = 5.0
+WORKERS_SECONDS = 2.0
+
+
+class Process:
+    """The shared parts. All methods belong to its event loop."""
+
+    def __init__(self) -> None:
+        options = conf.current()
+        self.subscriber = Subscriber()
+        self.cache = BlockCache(self, options.cache_size)
+        self.sessions: set[Session] = set()
+        self.draining = False
+        self._positions: dict[tuple[UUID, str], int] = {}
+        self._workers: frozenset[str] = frozenset()
+        self._workers_at = -WORKERS_SECONDS
+        self._threads = ThreadPoolExecutor(options.database_threads, thread_name_prefix="delivery-db")
+        self._publishers = ThreadPoolExecutor(2, thread_name_prefix="delivery-publish")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self.subscriber.start()
+        self._tasks = [
+            asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
+            asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
+        ]
+
+    async def stop(self) -> None:
+        """Write what waits, and end every task and connection of the process."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.write_positions()
+        await self._write_events()
+        await self.subscriber.stop()
+        await clients.aclose()
+        self._threads.shutdown(wait=False)
+        self._publishers.shutdown(wait=False)
+
+    async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function`, which talks to the database, in one of our threads.
+
+        Not asgiref's thread: there, one consumer's slow query holds up all the others (channels#2132). Cancelling the
+        caller leaves the function running to its end.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: _with_connections(function, *args, **kwargs))
+
+    async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int = 0) -> bool:
+        """Publish a task unless somebody just did; return whether it was published.
+
+        Raises `BufferUnavailable`.
+        """
+        if not await markers.aclaim(marker, attempt=attempt):
+            return False
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._publishers, dispatch.publish, task, arguments)
+        return True
+
+    async def workers_alive(self) -> frozenset[str]:
+        """Return the ids of live workers, at most 2 s old; nobody where Redis does not answer."""
+        if time.monotonic() - self._workers_at >= WORKERS_SECONDS:
+            try:
+                self._workers = await workers.alive()
+            except BufferUnavailable as error:
+                logger.warning("%s", error)
+                self._workers = frozenset()
+            self._workers_at = time.monotonic() if self._workers else -WORKERS_SECONDS
+        return self._workers
+
+    def note_position(self, transfer: UUID, client: str, position: int) -> None:
+        """Note how far a client is, in bytes; written with all others within 5 s."""
+        self._positions[transfer, client] = position
+
+    async def write_positions(self) -> None:
+        """Write all positions that were noted."""
+        noted, self._positions = self._positions, {}
+        if noted:
+            await self.db(deliveries.note_positions, noted)
+
+    async def _write_events(self) -> None:
+        await self.db(events.write)
+
+    async def _every(self, seconds: float, action: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await action()
+            except DatabaseError as error:
+                logger.warning("the database does not answer: %s", type(error).__name__)
+
+
+def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function and keep its thread's connections for the next, unless one broke."""
+    try:
+        return function(*args, **kwargs)
+    finally:
+        for connection in connections.all(initialized_only=True):
+            if connection.errors_occurred or not connection.get_autocommit():
+                connection.close()
+
+
+_processes: dict[asyncio.AbstractEventLoop, Process] = {}
+
+
+def current() -> Process:
+    """Return the running event loop's process object, made at the first call."""
+    loop = asyncio.get_running_loop()
+    if loop not in _processes:
+        _processes[loop] = Process()
+        _processes[loop].start()
+    return _processes[loop]
+
+
+def existing() -> Process | None:
+    """Return the running event loop's process object, None where no connection ever came."""
+    return _processes.get(asyncio.get_running_loop())

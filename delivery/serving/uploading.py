@@ -1,0 +1,212 @@
+"""Uploads of one connection: their offers answered, their intakes run, their ends told."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from delivery import dispatch, notify
+from delivery.buffer import chunks
+from delivery.errors import BufferUnavailable, Refused, TransferAborted
+from delivery.protocol.frames import Chunk
+from delivery.protocol.messages import UploadOffer
+from delivery.protocol.receiver import Receiver
+from delivery.serving.inline import InlineIntake
+from delivery.serving.intake import Intake, Reports
+from delivery.transfers import ending, uploads
+from delivery.transfers.storing import StoreOrder
+from delivery.transfers.uploads import Earlier, Finished, Opened
+
+if TYPE_CHECKING:
+    from delivery.serving.session import Session
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 5.0
+SETTLE_LOOK_SECONDS = 0.5
+
+
+def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
+    """Keep a chunk; one that came early waits on its receiver for the answer to the offer."""
+    intake = session.intakes.get(receiver.handle)
+    if intake is not None:
+        intake.keep(chunk)
+    else:
+        session.early[receiver.handle] = chunk
+
+
+async def answer(session: Session, receiver: Receiver) -> None:
+    """Answer an offer, and take the upload in."""
+    try:
+        opened = await _open(session, receiver)
+    except Refused as refused:
+        session.early.pop(receiver.handle, None)
+        if receiver.live:
+            session.connection.reject(
+                receiver,
+                refused.code,
+                refused.message,
+                max_size=refused.max_size,
+                retry_after=refused.retry_after,
+            )
+        session.wake()
+        return
+    if not receiver.live:  # aborted by its sender meanwhile
+        await _abandoned(session, opened)
+        return
+    if isinstance(opened, Finished):
+        session.early.pop(receiver.handle, None)
+        _done(session, receiver, opened)
+        return
+    await _accept(session, receiver, opened)
+
+
+async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
+    offer = receiver.offer
+    if not isinstance(offer, UploadOffer):
+        raise Refused("unsupported")
+    if session.process.draining or session.closing:
+        raise Refused("draining")
+    key = UUID(offer.transfer)
+    earlier = await session.process.db(uploads.find, session.user.pk, key)
+    if earlier is not None:
+        await _settle(session, earlier)
+    workers = bool(await session.process.workers_alive())
+    return await session.process.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+
+
+async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
+    for other in list(session.intakes.values()):
+        if other.opened.transfer == opened.transfer:  # offered again on the same connection
+            drop(session, other, "taken_over", final=False)
+    receiver.size = opened.size if receiver.size is None else receiver.size
+    terms = session.terms()
+    session.connection.accept(
+        receiver, stored=opened.stored, terms=terms, now=time.monotonic(), expires=_iso(opened.expires)
+    )
+    kind = InlineIntake if opened.inline else Intake
+    reports = Reports(changed=session.wake, rewind=lambda which, seq: _rewind(session, which, seq))
+    intake = kind(session.process, receiver, opened, reports)
+    early = session.early.pop(receiver.handle, None)
+    if receiver.live:
+        session.intakes[receiver.handle] = intake
+        if early is not None and receiver.received > receiver.stored:
+            intake.keep(early)
+        session.spawn(_take_in(session, intake), "upload")
+    session.wake()
+    if opened.displaced:
+        await notify.atell_channel(opened.displaced, "taken_over", transfer=opened.transfer.hex, lease=opened.lease)
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
+    try:
+        finished = await intake.run()
+    except TransferAborted as aborted:
+        if aborted.code == "digest":
+            await session.process.db(ending.fail, intake.opened.payload, "digest")
+        final = aborted.final and aborted.code not in ("storage_unavailable", "busy")
+        drop(session, intake, aborted.code, final=final, message=aborted.message)
+        return
+    if session.intakes.pop(intake.receiver.handle, None) is not None:
+        _done(session, intake.receiver, finished)
+
+
+def _done(session: Session, receiver: Receiver, finished: Finished) -> None:
+    if receiver.live:
+        session.connection.done(receiver, size=finished.size, sha256=finished.sha256, payload=str(finished.payload))
+    session.wake()
+
+
+def drop(session: Session, intake: Intake | InlineIntake, code: str, *, final: bool, message: str = "") -> None:
+    """Tell the peer that an upload ends here; what was taken in is stored where it is to go on elsewhere."""
+    if session.intakes.pop(intake.receiver.handle, None) is None:
+        return
+    if intake.receiver.live:
+        session.connection.queue_acks(time.monotonic())
+        session.connection.abort(intake.receiver, code, message, final=final)
+    if not final:
+        session.spawn(session.detach_intake(intake), "detach")
+    session.wake()
+
+
+def _rewind(session: Session, receiver: Receiver, seq: int) -> None:
+    session.connection.queue_acks(time.monotonic())
+    session.act(session.connection.rewind(receiver, seq, "lost"))
+    session.wake()
+
+
+async def _abandoned(session: Session, opened: Opened | Finished) -> None:
+    """The sender ended the upload while we were answering its offer."""
+    if isinstance(opened, Opened):
+        holder = session.require_holder()
+        await session.process.db(uploads.detach, opened.transfer, holder.session, close_code=None)
+
+
+async def _settle(session: Session, earlier: Earlier) -> None:
+    """Have what an earlier lease left in the buffer stored, so that it is not sent again; wait at most 5 s for it."""
+    try:
+        chunk_size, seq = await chunks.abuffered(earlier.payload, earlier.lease)
+        if not chunk_size or seq * chunk_size <= earlier.stored:
+            return
+        if earlier.channel:
+            # Its consumer, should it live, takes nothing more in under that lease.
+            await notify.atell_channel(
+                earlier.channel, "taken_over", transfer=earlier.transfer.hex, lease=earlier.lease + 1
+            )
+        end = seq * chunk_size if earlier.size is None else min(seq * chunk_size, earlier.size)
+        await _publish_rest(session, earlier, chunk_size, end)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await _until_stored(session, earlier, end)
+    except TimeoutError:
+        logger.info("upload %s resumes before all that was buffered is stored", earlier.payload)
+    except BufferUnavailable as error:
+        logger.warning("%s", error)
+
+
+async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, end: int) -> None:
+    """Publish tasks for what is buffered and not stored. Those that its own consumer published just find it done."""
+    size = session.terms().segment_size
+    for offset in range(earlier.stored, end, size):
+        length = min(size, end - offset)
+        order = StoreOrder(
+            transfer=earlier.transfer,
+            payload=earlier.payload,
+            lease=earlier.lease,
+            start=offset // chunk_size,
+            end=-(-(offset + length) // chunk_size),
+            chunk_size=chunk_size,
+            offset=offset,
+            length=length,
+        )
+        marker = dispatch.store_marker(order.payload, order.lease, order.start)
+        await session.process.publish(dispatch.STORE, order.arguments(), marker=marker)
+
+
+async def _until_stored(session: Session, earlier: Earlier, end: int) -> None:
+    woken = asyncio.Event()
+
+    def on_wake(message: dict[str, object]) -> None:
+        woken.set()
+
+    await session.process.subscriber.add(earlier.payload.hex, on_wake)
+    try:
+        while True:
+            lease, position, _ = await session.process.db(uploads.position, earlier.transfer)
+            if lease != earlier.lease or position >= end:
+                return
+            woken.clear()
+            try:
+                async with asyncio.timeout(SETTLE_LOOK_SECONDS):
+                    await woken.wait()
+            except TimeoutError:
+                continue
+    finally:
+        await session.process.subscriber.remove(earlier.payload.hex, on_wake)

@@ -1,0 +1,356 @@
+"""`deliver()`: what server code sends. Copies to Storage before any lock is taken, writes rows last, in one transaction.
+
+Runs in the calling thread; `adeliver` is its async twin, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import mimetypes
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID, uuid4
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.files.base import File
+from django.core.files.storage import Storage, storages
+from django.db import connection, connections, models, transaction
+from django.db.models.fields.files import FieldFile
+
+from delivery import conf, dispatch, policy
+from delivery.errors import BufferUnavailable, UsageError
+from delivery.models import Address, Payload, PayloadState, Segment
+from delivery.policy import Group
+from delivery.storage import files
+from delivery.transfers import completing, events, names
+
+logger = logging.getLogger(__name__)
+
+Source = (
+    bytes | bytearray | memoryview | str | Mapping[str, Any] | list[Any] | Path | IO[bytes] | File[Any] | Iterable[bytes]
+)
+WARN_BYTES = 8 * 1024 * 1024
+
+
+def deliver(
+    payload: Source,
+    to: Any = (),
+    *,
+    name: str | None = None,
+    content_type: str | None = None,
+    meta: Mapping[str, str] | None = None,
+    expires: datetime.timedelta | None = None,
+) -> Payload:
+    """Deliver a payload to recipients, or keep it for the site where `to` is empty.
+
+    `payload`: bytes, str (text, never a path), dict or list (JSON), Path, a binary file, a Django File, an iterator of
+    bytes. A FieldFile whose storage is in STORAGES is delivered in place, never copied: it is offered once a task has
+    computed its digest. `to`: a user, `group(name)`, an address, a queryset of users, or a list of these. `expires`:
+    counted from completion; 7 days by default, never for the site itself.
+
+    Recipients hear of it when the surrounding transaction commits; a rollback leaves neither rows nor files. Raises
+    `UsageError` for what cannot be delivered, `StorageUnavailable`.
+    """
+    addresses = _addresses(to)
+    described = _Description(payload, name, content_type)
+    row = Payload(
+        name=names.clean(described.name),
+        content_type=names.clean_type(described.content_type),
+        meta=dict(meta or {}),
+        lifetime=expires,
+        keep=not addresses and expires is None,
+    )
+    in_place = _in_place(payload)
+    if in_place is not None:
+        return _reference(row, addresses, *in_place)
+    return _copy(row, addresses, _pieces(payload))
+
+
+async def adeliver(payload: Source, to: Any = (), **options: Any) -> Payload:
+    """Do what `deliver` does, in a thread of its own. Cancelling leaves it running to its end."""
+    return await sync_to_async(_deliver_and_close, thread_sensitive=False)(payload, to, options)
+
+
+def _deliver_and_close(payload: Source, to: Any, options: dict[str, Any]) -> Payload:
+    try:
+        return deliver(payload, to, **options)
+    finally:
+        connections.close_all()
+
+
+# -- what is delivered ---------------------------------------------------------------------------------------------
+
+
+class _Description:
+    """The name and type of a source, where the caller gave none."""
+
+    def __init__(self, payload: Source, name: str | None, content_type: str | None) -> None:
+        own = getattr(payload, "name", "")
+        self.name = name if name is not None else Path(own).name if isinstance(own, str) else ""
+        self.content_type = content_type or self._guess(payload)
+
+    def _guess(self, payload: Source) -> str:
+        if isinstance(payload, str):
+            return "text/plain; charset=utf-8"
+        if isinstance(payload, Mapping | list):
+            return "application/json"
+        return mimetypes.guess_type(self.name)[0] or "application/octet-stream"
+
+
+def _pieces(payload: Source) -> Iterator[bytes]:
+    """Yield the bytes of a source."""
+    match payload:
+        case bytes() | bytearray() | memoryview():
+            yield from _slices(memoryview(payload).cast("B"))
+        case str():
+            yield from _slices(memoryview(payload.encode()))
+        case Mapping() | list():
+            yield from _slices(memoryview(json.dumps(payload).encode()))
+        case Path():
+            with payload.open("rb") as file:
+                yield from _read(file)
+        case File():
+            yield from _read(payload.open("rb"))
+        case _ if hasattr(payload, "read"):
+            yield from _read(payload)
+        case _ if isinstance(payload, Iterable):
+            for piece in payload:
+                if not isinstance(piece, bytes | bytearray | memoryview):
+                    raise UsageError(f"expected an iterator of bytes, it gave {type(piece).__name__}")
+                yield from _slices(memoryview(piece).cast("B"))
+        case _:
+            raise UsageError(f"cannot deliver a {type(payload).__name__}")
+
+
+def _slices(data: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(data), files.PIECE_BYTES):
+        yield bytes(data[start : start + files.PIECE_BYTES])
+
+
+def _read(file: Any) -> Iterator[bytes]:
+    while piece := file.read(files.PIECE_BYTES):
+        if not isinstance(piece, bytes):
+            raise UsageError("expected a file opened in binary mode")
+        yield piece
+
+
+# -- copied --------------------------------------------------------------------------------------------------------
+
+
+class _Copy:
+    """Bytes of a source on their way into Storage: counted, hashed, cut into segments."""
+
+    def __init__(self, payload: UUID, pieces: Iterator[bytes]) -> None:
+        options = conf.current()
+        self.segments: list[Segment] = []
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.inline: bytes | None = None
+        self._payload = payload
+        self._alias = options.storage
+        self._limit = options.segment_size
+        self._pieces = pieces
+        head = self._head(options.inline_limit)
+        if self.size <= options.inline_limit:
+            self.inline = head
+        else:
+            self._store(head)
+
+    def _head(self, limit: int) -> bytes:
+        head = bytearray()
+        for piece in self._pieces:
+            self._count(piece)
+            head += piece
+            if self.size > limit:
+                break
+        return bytes(head)
+
+    def _count(self, piece: bytes) -> None:
+        self.digest.update(piece)
+        self.size += len(piece)
+
+    def _store(self, head: bytes) -> None:
+        rest: bytes | None = head
+        while rest:
+            rest = self._store_segment(rest)
+
+    def _store_segment(self, first: bytes) -> bytes | None:
+        """Store one segment that begins with `first`; return what did not fit, or the next piece."""
+        offset = sum(segment.length for segment in self.segments)
+        parts, length = [first], len(first)
+        while length < self._limit:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._count(piece)
+            parts.append(piece)
+            length += len(piece)
+        over = max(0, length - self._limit)
+        left = parts[-1][len(parts[-1]) - over :] if over else None
+        if over:
+            parts[-1] = parts[-1][:-over]
+        length -= over
+        stored = files.write(self._alias, self._payload, offset, 0, iter(parts), length)
+        self.segments.append(Segment(storage=self._alias, name=stored, offset=offset, length=length))
+        return left if left is not None else next(self._counted(), None)
+
+    def _counted(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self._count(piece)
+            yield piece
+
+    def discard(self) -> None:
+        """Delete what was stored."""
+        _delete_all(self._payload, self.segments)
+
+
+def _delete_all(payload: UUID, segments: list[Segment]) -> None:
+    for segment in segments:
+        files.delete(segment.storage, segment.name)
+    for alias in {segment.storage for segment in segments}:
+        files.delete_folder(alias, payload)
+
+
+def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payload:
+    row.id = uuid4()
+    copied: _Copy | None = None
+    segments: list[Segment] = []
+    try:
+        copied = _Copy(row.id, pieces)
+        segments = copied.segments
+        if copied.size > WARN_BYTES and connection.in_atomic_block:
+            warnings.warn(
+                f"deliver() copied {copied.size} bytes inside a transaction, which held its locks meanwhile",
+                stacklevel=3,
+            )
+        row.size, row.inline = copied.size, copied.inline
+        _write_rows(row, addresses, segments, copied.digest.hexdigest())
+    except BaseException:
+        if copied is not None:
+            copied.discard()
+        raise
+    return row
+
+
+def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha256: str) -> None:
+    with transaction.atomic():
+        row.save(force_insert=True)
+        _add_rows(row, addresses, segments)
+        completing.complete_locked(row, sha256)
+        if segments:
+            guard = _Guard(row.id, segments)
+            transaction.on_commit(guard.committed)
+    events.write()
+
+
+class _Guard:
+    """Deletes the files of a transaction that is rolled back.
+
+    Django has no hook for rollbacks, but it drops the `on_commit` callbacks of one: then nobody holds this object.
+    What a crash leaves behind, the sweep finds.
+    """
+
+    def __init__(self, payload: UUID, segments: list[Segment]) -> None:
+        self._finalizer = weakref.finalize(self, _delete_all, payload, list(segments))
+        self._finalizer.atexit = False
+
+    def committed(self) -> None:
+        self._finalizer.detach()
+
+
+def _add_rows(row: Payload, addresses: list[str], segments: list[Segment]) -> None:
+    Address.objects.bulk_create(Address(payload=row, address=address) for address in addresses)
+    for segment in segments:
+        segment.payload = row
+    Segment.objects.bulk_create(segments)
+
+
+# -- in place ------------------------------------------------------------------------------------------------------
+
+
+def _in_place(payload: Source) -> tuple[str, FieldFile] | None:
+    """Return (storage alias, file) of a file that lies in a storage of STORAGES already."""
+    if not isinstance(payload, FieldFile) or not payload.name or not getattr(payload, "_committed", False):
+        return None
+    alias = alias_of(payload.storage)
+    return None if alias is None else (alias, payload)
+
+
+def alias_of(storage: Storage) -> str | None:
+    """Return the alias under which STORAGES names a storage, None where it does not."""
+    for alias in settings.STORAGES:
+        if alias == "staticfiles":
+            continue
+        candidate = storages[alias]
+        if candidate is storage or candidate == storage:
+            return alias
+    return None
+
+
+def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) -> Payload:
+    """Deliver a file where it lies: sealed by a task, offered when that is done."""
+    with files.reporting():
+        size = file.storage.size(file.name or "")
+        try:
+            modified = file.storage.get_modified_time(file.name or "")
+        except NotImplementedError:
+            modified = None
+    row.size, row.in_place, row.state = size, True, PayloadState.SEALING
+    segment = Segment(
+        storage=alias,
+        name=file.name or "",
+        offset=0,
+        length=size,
+        owned=False,
+        file_size=size,
+        file_modified_at=modified,
+    )
+    with transaction.atomic():
+        row.save(force_insert=True)
+        _add_rows(row, addresses, [segment])
+        transaction.on_commit(lambda: _seal(row.id))
+    return row
+
+
+def _seal(payload: UUID) -> None:
+    try:
+        dispatch.publish(dispatch.SEAL, {"payload": payload.hex})
+    except BufferUnavailable as error:
+        logger.warning("seal of %s waits for the sweep: %s", payload, error)
+
+
+# -- to whom -------------------------------------------------------------------------------------------------------
+
+
+def _addresses(to: Any) -> list[str]:
+    """Return the addresses that `to` means, each once. Raises `UsageError` for what is none."""
+    found: dict[str, None] = {}
+    for address in _each(to):
+        found[address] = None
+    return list(found)
+
+
+def _each(to: Any) -> Iterator[str]:
+    if to is None:
+        return
+    if isinstance(to, Group):
+        yield to.address
+    elif isinstance(to, str):
+        canonical = names.canonical(policy.current(), [to])
+        if canonical is None:
+            raise UsageError("expected an address user:<primary key or name> or group:<name> of somebody who exists")
+        yield from canonical
+    elif isinstance(to, models.Model):
+        yield policy.address_of(to)
+    elif isinstance(to, Iterable):
+        for one in to:
+            yield from _each(one)
+    else:
+        raise UsageError(f"expected a user, a group or an address, got a {type(to).__name__}")

@@ -1,0 +1,173 @@
+"""Files in a Django Storage: written from chunks, read by offset, deleted when nobody needs them.
+
+Every failure of a backend comes out as `StorageUnavailable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import secrets
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import SuspiciousOperation
+from django.core.files.base import File
+from django.core.files.storage import InvalidStorageError, Storage, storages
+
+from delivery.errors import StorageUnavailable
+
+PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
+
+
+def storage(alias: str) -> Storage:
+    """Return the storage that STORAGES names `alias`. Raises `StorageUnavailable` where there is none any more."""
+    try:
+        return storages[alias]
+    except InvalidStorageError as error:
+        raise StorageUnavailable(f"STORAGES has no {alias!r}") from error
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Turn a backend's failures into `StorageUnavailable`. Ours pass through, and so do programming errors."""
+    try:
+        yield
+    except (OSError, SuspiciousOperation) as error:
+        raise StorageUnavailable(f"storage: {type(error).__name__}") from error
+    except Exception as error:
+        # Backends raise their SDK's own errors (botocore's, google's), which share no base class.
+        if type(error).__module__.partition(".")[0] in {"botocore", "boto3", "google", "azure", "s3transfer"}:
+            raise StorageUnavailable(f"storage: {type(error).__name__}") from error
+        raise
+
+
+class StreamFile(File):  # type: ignore[type-arg]
+    """A file for `Storage.save` whose bytes come from an iterator, once, without being joined."""
+
+    def __init__(self, pieces: Iterator[bytes], size: int) -> None:
+        super().__init__(None)
+        self.size = size
+        self._pieces = pieces
+        self._rest = b""
+        self.mode = "rb"
+
+    def chunks(self, chunk_size: int | None = None) -> Iterator[bytes]:
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            yield rest
+        yield from self._pieces
+
+    def read(self, size: int | None = -1) -> bytes:  # for backends that do not ask for chunks
+        pieces, length = [self._rest], len(self._rest)
+        self._rest = b""
+        while size is None or size < 0 or length < size:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            pieces.append(piece)
+            length += len(piece)
+        data = b"".join(pieces)
+        if size is None or size < 0 or length <= size:
+            return data
+        self._rest = data[size:]
+        return data[:size]
+
+    def seekable(self) -> bool:
+        return False
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return int(self.size)
+
+
+def folder(payload: UUID) -> str:
+    """Return the folder of a payload's files."""
+    return str(payload)
+
+
+def write(alias: str, payload: UUID, offset: int, lease: int, pieces: Iterator[bytes], size: int) -> str:
+    """Store `size` bytes under a name that no other attempt uses; return the name that Storage chose.
+
+    What `pieces` raises comes out unchanged; a file that did not become whole is deleted. Raises `StorageUnavailable`.
+    """
+    wanted = f"{folder(payload)}/{offset}-{lease}-{secrets.token_hex(6)}"
+    try:
+        with reporting():
+            return storage(alias).save(wanted, StreamFile(pieces, size))
+    except BaseException:
+        delete(alias, wanted)  # a full disk leaves part of a file under its final name
+        raise
+
+
+def delete(alias: str, name: str) -> bool:
+    """Delete a file; return whether Storage took the call. A file that is gone already is fine; the sweep looks again."""
+    try:
+        with reporting():
+            storage(alias).delete(name)
+    except StorageUnavailable:
+        return False
+    return True
+
+
+def delete_folder(alias: str, payload: UUID) -> None:
+    """Remove the folder of a payload once it is empty, where folders exist."""
+    with (
+        contextlib.suppress(StorageUnavailable),
+        reporting(),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        storage(alias).delete(folder(payload))
+
+
+def names(alias: str, payload: UUID) -> list[str]:
+    """Return the names of all files in a payload's folder. Raises `StorageUnavailable`."""
+    with reporting():
+        try:
+            found = storage(alias).listdir(folder(payload))[1]
+        except FileNotFoundError:
+            return []
+    return [f"{folder(payload)}/{name}" for name in found]
+
+
+def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield `length` bytes of a file from `offset` on, as views into `buffer`, each valid until the next.
+
+    Raises `StorageUnavailable` where the file does not open or ends early.
+    """
+    with reporting(), contextlib.closing(storage(alias).open(name, "rb")) as file:
+        raw: Any = _unbuffered(file)
+        raw.seek(offset)
+        while length:
+            got = raw.readinto(buffer[: min(length, len(buffer))])
+            if not got:
+                raise StorageUnavailable(f"a stored file ends {length} bytes early")
+            length -= got
+            yield buffer[:got]
+
+
+def _unbuffered(file: Any) -> Any:
+    """Return what reads into a buffer of ours: the raw file of a local one, else an adapter around `read`."""
+    inner = getattr(file, "file", file)
+    raw = getattr(inner, "raw", inner)
+    if isinstance(raw, io.FileIO):
+        return raw
+    return inner if hasattr(inner, "readinto") else _Readinto(file)
+
+
+class _Readinto:
+    """Gives `readinto` to a file of a backend that has only `read`."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(offset)
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,112 @@
+"""The bytes of a whole payload, wherever they lie: inline in its row, or in segments."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+
+from delivery.errors import IntegrityError, StorageUnavailable
+from delivery.models import Payload, Segment
+from delivery.storage import files
+
+
+def segments_of(payload: Payload, start: int, end: int) -> list[Segment]:
+    """Return the segments that hold bytes `start` to `end` (exclusive), in order.
+
+    Raises `IntegrityError` where rows do not cover all of them.
+    """
+    found = [
+        segment
+        for segment in payload.segments.filter(offset__lt=end).order_by("offset")
+        if segment.offset + segment.length > start
+    ]
+    at = start
+    for segment in found:
+        if segment.offset > at:
+            break
+        at = segment.offset + segment.length
+    if at < end:
+        raise IntegrityError(f"stored bytes are missing from offset {at} on")
+    return found
+
+
+def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield bytes `start` to `end` of a payload as views into `buffer`, each valid until the next.
+
+    Raises `StorageUnavailable`, and `IntegrityError` where a file delivered in place has changed.
+    """
+    if payload.inline is not None:
+        yield memoryview(bytes(payload.inline))[start:end]
+        return
+    for segment in segments_of(payload, start, end):
+        check_unchanged(segment)
+        first = max(start, segment.offset)
+        last = min(end, segment.offset + segment.length)
+        at = segment.file_offset + first - segment.offset
+        yield from files.read(segment.storage, segment.name, at, last - first, buffer)
+
+
+def check_unchanged(segment: Segment) -> None:
+    """Compare a file delivered in place with what it was when it was offered. Raises `IntegrityError`."""
+    if segment.file_size is None:
+        return
+    backend = files.storage(segment.storage)
+    with files.reporting():
+        try:
+            size = backend.size(segment.name)
+            modified = _modified(segment.storage, segment.name) if segment.file_modified_at else None
+        except FileNotFoundError:
+            raise IntegrityError("the file that was to be delivered in place is gone") from None
+    if size != segment.file_size or modified != segment.file_modified_at:
+        raise IntegrityError("the file that was to be delivered in place has changed")
+
+
+def _modified(alias: str, name: str) -> object:
+    return files.storage(alias).get_modified_time(name)
+
+
+def delete_files(segments: Sequence[Segment]) -> None:
+    """Delete the files of segments that are ours."""
+    for segment in segments:
+        if segment.owned:
+            files.delete(segment.storage, segment.name)
+
+
+class PayloadFile(io.RawIOBase):
+    """A payload as a seekable, read-only binary file."""
+
+    def __init__(self, payload: Payload) -> None:
+        if payload.size is None:
+            raise StorageUnavailable("the payload is not complete")
+        self._payload = payload
+        self._size = payload.size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        end = min(self._at + len(view), self._size)
+        filled = 0
+        if self._at < end:
+            scratch = memoryview(bytearray(min(files.PIECE_BYTES, end - self._at)))
+            for piece in pieces(self._payload, self._at, end, scratch):
+                view[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        self._at += filled
+        return filled

@@ -1,0 +1,62 @@
+"""Celery's shells around `delivery.transfers`: short, idempotent, each with its own options.
+
+The site's own Celery app runs them; nothing of its configuration is changed. Unknown arguments are ignored, since a
+rolling deploy mixes versions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from celery import Task, shared_task
+
+from delivery import dispatch, drain
+from delivery.transfers import events, notices, retention, sealing, staging, storing
+from delivery.transfers.storing import StoreOrder
+
+_SHORT: dict[str, Any] = {
+    "bind": True,
+    "serializer": "json",
+    "ignore_result": True,
+    "acks_late": True,
+    "reject_on_worker_lost": True,
+}
+
+
+def _worker(task: Task[Any, Any]) -> str:
+    return str(task.request.hostname or "")
+
+
+@shared_task(name=dispatch.STORE, **_SHORT)
+def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
+    """Store one run of an upload."""
+    storing.store(StoreOrder.of(arguments), worker=_worker(self))
+    events.write()
+
+
+@shared_task(name=dispatch.STAGE, **_SHORT)
+def stage_range(self: Task[Any, Any], payload: str, range: int, **_ignored: Any) -> None:
+    """Stage one range of a payload."""
+    staging.stage(UUID(payload), range, worker=_worker(self))
+    events.write()
+
+
+# Acked early: it is long, and a redelivery while it runs would only be turned away by its claim.
+@shared_task(name=dispatch.SEAL, bind=True, serializer="json", ignore_result=True, acks_late=False)
+def seal_payload(self: Task[Any, Any], /, payload: str, **_ignored: Any) -> None:
+    """Compute the digest of a payload, and complete it."""
+    sealing.seal(UUID(payload), worker=_worker(self), draining=drain.draining)
+    events.write()
+
+
+@shared_task(name=dispatch.ANNOUNCE, **_SHORT)
+def announce(self: Task[Any, Any], notice: int, **_ignored: Any) -> None:
+    """Send one signal to the site's handlers."""
+    notices.announce(notice)
+
+
+@shared_task(name="delivery.sweep", **_SHORT)
+def sweep(self: Task[Any, Any], **_ignored: Any) -> None:
+    """Do what is due: `manage.py delivery_sweep` does the same from cron."""
+    retention.sweep()

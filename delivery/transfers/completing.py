@@ -1,0 +1,105 @@
+"""Completing: a payload whose digest agrees becomes visible, its recipients get their deliveries, the site its notice."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from delivery import conf, notify, policy
+from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.transfers import ending, events, notices
+
+
+def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> bool:
+    """Complete a payload whose stored bytes have the digest `sha256`, or fail it where another was promised.
+
+    `sealer`: complete only if that task still holds the claim. Returns whether the payload is complete now.
+    """
+    with transaction.atomic():
+        rows = Payload.objects.select_for_update().filter(
+            pk=payload_id, state__in=(PayloadState.STORING, PayloadState.SEALING)
+        )
+        payload = (rows if sealer is None else rows.filter(sealer=sealer)).first()
+        if payload is None:
+            return False
+        if payload.expected_sha256 and payload.expected_sha256 != sha256:
+            ending.fail(payload_id, "digest")
+            return False
+        complete_locked(payload, sha256)
+    return True
+
+
+def complete_locked(payload: Payload, sha256: str) -> None:
+    """Complete a payload inside the caller's transaction; recipients and waiters hear of it once it has committed."""
+    now = timezone.now()
+    payload.state, payload.sha256, payload.completed_at = PayloadState.COMPLETE, sha256, now
+    payload.sealing_at, payload.sealer = None, ""
+    payload.expires_at = None if payload.keep else now + (payload.lifetime or _default_lifetime())
+    payload.save(update_fields=["state", "sha256", "completed_at", "sealing_at", "sealer", "expires_at"])
+    Transfer.objects.filter(payload=payload, direction=Direction.UPLOAD, state=TransferState.LIVE).update(
+        state=TransferState.DONE, ended_at=now, position=payload.size or 0, client="", channel="", waiting_for=""
+    )
+    addresses = list(payload.addresses.values_list("address", flat=True))
+    create_deliveries(payload, addresses)
+    notices.add("payload_stored", payload)
+    events.note("complete", payload=payload.id, size=payload.size)
+    transaction.on_commit(lambda: _announce(payload, addresses))
+
+
+def _default_lifetime() -> datetime.timedelta:
+    return datetime.timedelta(seconds=conf.current().payload_expiry)
+
+
+def _announce(payload: Payload, addresses: list[str]) -> None:
+    notify.wake(payload.id, "sealed", size=payload.size, sha256=payload.sha256)
+    for address in addresses:
+        notify.tell_group(address, "waiting", address=address)
+
+
+def tell(payload_id: UUID) -> None:
+    """Wake who waits for the end of sealing, if it is over already."""
+    row = Payload.objects.filter(pk=payload_id).values_list("state", "size", "sha256", "failure").first()
+    if row and row[0] == PayloadState.COMPLETE:
+        notify.wake(payload_id, "sealed", size=row[1], sha256=row[2])
+    elif row and row[0] in (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED):
+        notify.wake(payload_id, "ended", code=row[3] or "cancelled")
+
+
+def outcome(payload_id: UUID) -> tuple[str, int, str, str]:
+    """Return (state, size, digest, failure) of a payload as the database has it now; empty strings where it is gone."""
+    row = Payload.objects.filter(pk=payload_id).values_list("state", "size", "sha256", "failure").first()
+    return (row[0], row[1] or 0, row[2], row[3]) if row else ("", 0, "", "")
+
+
+def create_deliveries(payload: Payload, addresses: list[str]) -> None:
+    """Make one delivery for each user whom the addresses mean; a user who has one keeps it."""
+    users: dict[Any, None] = {}
+    rules = policy.current()
+    for address in addresses:
+        if address.startswith(policy.USER):
+            user = rules.find_user(address.removeprefix(policy.USER))
+            if user is not None:
+                users[user.pk] = None
+        else:
+            users.update((user.pk, None) for user in rules.group_members(address.removeprefix(policy.GROUP)))
+    create_for_users(payload, list(users))
+
+
+def create_for_users(payload: Payload, users: list[Any]) -> None:
+    now = timezone.now()
+    rows = []
+    for user in users:
+        row = Transfer(
+            direction=Direction.DELIVERY,
+            payload=payload,
+            user_id=user,
+            progressed_at=now,
+            expires_at=payload.expires_at,
+        )
+        row.key = row.id
+        rows.append(row)
+    Transfer.objects.bulk_create(rows, ignore_conflicts=True)

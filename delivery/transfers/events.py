@@ -1,0 +1,55 @@
+"""The timeline: events are noted at once, written in batches, never on the path of a chunk.
+
+Each process writes what it noted: a web process every second, a task at its end. Events hold ids and numbers, no names.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+from typing import Any
+from uuid import UUID
+
+from django.db import DatabaseError, IntegrityError, transaction
+from django.utils import timezone
+
+from delivery.models import Event
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 10_000  # beyond it the oldest are dropped: a timeline may have gaps, memory may not grow
+
+_waiting: collections.deque[Event] = collections.deque(maxlen=MOST_WAITING)
+_lock = threading.Lock()
+
+
+def note(kind: str, *, payload: UUID | None = None, transfer: UUID | None = None, **detail: Any) -> None:
+    """Note an event. `detail`: ids and numbers."""
+    _waiting.append(Event(at=timezone.now(), kind=kind, payload_id=payload, transfer_id=transfer, detail=detail))
+
+
+def write() -> None:
+    """Write all that was noted. Never raises: where the database is away, they wait for the next time."""
+    with _lock:
+        batch = [_waiting.popleft() for _ in range(len(_waiting))]
+        if not batch:
+            return
+        try:
+            _write(batch)
+        except DatabaseError as error:
+            _waiting.extendleft(reversed(batch))
+            logger.warning("events wait: %s", type(error).__name__)
+
+
+def _write(batch: list[Event]) -> None:
+    try:
+        with transaction.atomic():
+            Event.objects.bulk_create(batch)
+    except IntegrityError:  # some payload is gone by now; its events go with it
+        for event in batch:
+            try:
+                with transaction.atomic():
+                    event.save(force_insert=True)
+            except IntegrityError:
+                continue

@@ -1,0 +1,103 @@
+"""Sealing: the SHA-256 of what is stored; only then is a payload complete (PROTOCOL section 4).
+
+The long task among short ones. It holds a heartbeat on the payload's row, stops between blocks when its worker drains,
+and is started again by whoever waits, or by the sweep. Leases do not fence it: what it reads no longer changes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from delivery import dispatch, notify
+from delivery.buffer import markers
+from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
+from delivery.models import Payload, PayloadState
+from delivery.storage import payloads
+from delivery.storage.files import PIECE_BYTES
+from delivery.transfers import completing, ending, events, uploads
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 2.0
+DEAD_AFTER_SECONDS = 10.0
+
+
+def begin(transfer: UUID, lease: int, size: int, sha256: str | None) -> None:
+    """Freeze an upload whose every byte is stored: what is left is its digest.
+
+    Raises `StaleLease`, and `IntegrityError` where rows do not hold `size` bytes.
+    """
+    with transaction.atomic():
+        row = uploads.locked_under(transfer, lease)
+        if row.position != size:
+            raise IntegrityError(f"{row.position} bytes are stored, expected {size}")
+        uploads.learn(row.payload, size, sha256)
+        if row.payload.state == PayloadState.STORING:
+            Payload.objects.filter(pk=row.payload_id).update(state=PayloadState.SEALING)
+
+
+def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda: False) -> None:
+    """Compute the digest of what is stored, and complete or fail the payload.
+
+    Does nothing where another task is at it and lives. Stops early, to be started again, where `draining` says so.
+    """
+    try:
+        markers.clear(dispatch.seal_marker(payload_id))
+    except BufferUnavailable:
+        pass  # it lapses by itself
+    sealer = secrets.token_hex(8)
+    payload = _claim(payload_id, sealer)
+    if payload is None:
+        return completing.tell(payload_id)
+    try:
+        digest = _digest(payload, sealer, draining)
+    except (StorageUnavailable, IntegrityError) as error:
+        logger.error("payload %s not sealed: %s", payload_id, error)
+        _release(payload_id, sealer)
+        if isinstance(error, IntegrityError):
+            ending.fail(payload_id, "digest")
+        events.note("unsealed", payload=payload_id, error=type(error).__name__)
+        return notify.wake(payload_id, "unsealed", worker=worker)
+    if digest is None:
+        return _release(payload_id, sealer)
+    completing.complete(payload_id, digest, sealer=sealer)
+    return None
+
+
+def _claim(payload_id: UUID, sealer: str) -> Payload | None:
+    """Return the payload if it is to be sealed and nobody who lives is at it."""
+    now = timezone.now()
+    dead = now - datetime.timedelta(seconds=DEAD_AFTER_SECONDS)
+    free = Q(sealing_at=None) | Q(sealing_at__lt=dead) | Q(sealing_at__gt=now + (now - dead))  # a clock may jump back
+    claimed = Payload.objects.filter(free, pk=payload_id, state=PayloadState.SEALING)
+    if not claimed.update(sealing_at=now, sealer=sealer):
+        return None
+    return Payload.objects.get(pk=payload_id)
+
+
+def _release(payload_id: UUID, sealer: str) -> None:
+    Payload.objects.filter(pk=payload_id, sealer=sealer).update(sealing_at=None, sealer="")
+
+
+def _digest(payload: Payload, sealer: str, draining: Callable[[], bool]) -> str | None:
+    """Return the SHA-256 of what is stored; None where the task is to stop, or lost its claim."""
+    digest = hashlib.sha256()
+    beat = timezone.now()
+    for piece in payloads.pieces(payload, 0, payload.size or 0, memoryview(bytearray(PIECE_BYTES))):
+        digest.update(piece)
+        now = timezone.now()
+        if abs((now - beat).total_seconds()) >= HEARTBEAT_SECONDS:
+            beat = now
+            mine = Payload.objects.filter(pk=payload.pk, sealer=sealer, state=PayloadState.SEALING)
+            if draining() or not mine.update(sealing_at=now):
+                return None
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""Storing: a run of buffered chunks becomes a segment, under the lease that it was taken in with.
+
+`store` is the work of one task: idempotent, it may run twice or never.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from delivery import conf, dispatch, notify
+from delivery.buffer import chunks, markers
+from delivery.buffer.chunks import BufferedRun
+from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, StaleLease, StorageUnavailable
+from delivery.models import Segment, Transfer, TransferState
+from delivery.storage import files
+from delivery.transfers import events, uploads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOrder:
+    """What a task needs to store one run: ids and numbers.
+
+    `offset` and `length` in bytes; `ends`: the payload's size where this run is known to be its last, else None.
+    """
+
+    transfer: UUID
+    payload: UUID
+    lease: int
+    start: int
+    end: int
+    chunk_size: int
+    offset: int
+    length: int
+    ends: int | None = None
+
+    @property
+    def run(self) -> BufferedRun:
+        return BufferedRun(self.payload, self.lease, self.start, self.end, self.chunk_size)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the JSON form, as a task's arguments."""
+        return asdict(self) | {"transfer": self.transfer.hex, "payload": self.payload.hex}
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> StoreOrder:
+        """Read the arguments of a task; what this version does not know is ignored."""
+        known = {name: arguments[name] for name in cls.__dataclass_fields__ if name in arguments}
+        return cls(**known | {"transfer": UUID(arguments["transfer"]), "payload": UUID(arguments["payload"])})
+
+
+def store(order: StoreOrder, *, worker: str) -> None:
+    """Move one run from the buffer into Storage, commit its row, and wake who waits.
+
+    What goes wrong is told in the wake-up: `lost` with the chunk that is gone, `unstored` where Storage fails.
+    """
+    try:
+        markers.clear(dispatch.store_marker(order.payload, order.lease, order.start))
+        if not _needed(order):
+            return _tell_position(order, worker)
+        name = files.write(
+            conf.current().storage, order.payload, order.offset, order.lease, chunks.fetch(order.run), order.length
+        )
+    except ChunksLost as lost:
+        notify.wake(order.payload, "lost", lease=order.lease, seq=lost.seq, worker=worker)
+    except (IntegrityError, BufferUnavailable) as error:
+        logger.warning("segment at %d of %s: %s", order.offset, order.payload, error)
+        notify.wake(order.payload, "lost", lease=order.lease, seq=order.start, worker=worker)
+    except StorageUnavailable as error:
+        logger.error("segment at %d of %s not stored: %s", order.offset, order.payload, error)
+        events.note("storage_unavailable", payload=order.payload, transfer=order.transfer, offset=order.offset)
+        notify.wake(order.payload, "unstored", lease=order.lease, start=order.start, worker=worker)
+    else:
+        _commit(order, name, worker)
+
+
+def _needed(order: StoreOrder) -> bool:
+    """Return whether the run is still to be stored under its lease."""
+    current = Transfer.objects.filter(pk=order.transfer, lease=order.lease, state=TransferState.LIVE)
+    return current.filter(position__lte=order.offset).exists() and not _covered(order)
+
+
+def _covered(order: StoreOrder) -> bool:
+    """Return whether any stored segment overlaps the run: another attempt was faster."""
+    end = order.offset + order.length
+    before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset").first()
+    return before is not None and before.offset + before.length > order.offset
+
+
+def _commit(order: StoreOrder, name: str, worker: str) -> None:
+    """Commit the segment's row under its lease; a loser deletes only its own file."""
+    alias = conf.current().storage
+    try:
+        with transaction.atomic():
+            row = uploads.locked_under(order.transfer, order.lease)
+            if _covered(order):
+                raise StaleLease("another attempt stored this run")
+            Segment.objects.create(
+                payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length
+            )
+            if order.ends is not None:
+                uploads.learn(row.payload, order.ends, None)
+            _advance(row, worker)
+    except StaleLease:
+        files.delete(alias, name)
+    except BaseException:
+        files.delete(alias, name)
+        raise
+    else:
+        chunks.drop(order.run)
+    _tell_position(order, worker)
+
+
+def _advance(row: Transfer, worker: str) -> None:
+    """Move the position over every segment that joins on."""
+    found = Segment.objects.filter(payload_id=row.payload_id, offset__gte=row.position).order_by("offset")
+    for offset, length in found.values_list("offset", "length"):
+        if offset != row.position:
+            break
+        row.position += length
+    progressed(row)
+    row.worker = worker
+    row.save(update_fields=["position", "progressed_at", "expires_at", "worker", "waiting_for"])
+
+
+def progressed(row: Transfer) -> None:
+    """Note progress: the transfer expires so much later."""
+    now = timezone.now()
+    row.progressed_at = now
+    row.expires_at = now + datetime.timedelta(seconds=conf.current().upload_expiry)
+    row.waiting_for = ""
+
+
+def _tell_position(order: StoreOrder, worker: str) -> None:
+    lease, position, _ = uploads.position(order.transfer)
+    notify.wake(order.payload, "stored", lease=lease, position=position, worker=worker)

@@ -1,0 +1,261 @@
+"""Uploads: opening, resuming, detaching. Every function runs in a thread and talks to the database.
+
+An accepted offer raises the transfer's lease; what runs under an older one commits nothing (DESIGN, "Lease").
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from delivery import conf, policy
+from delivery.errors import Refused, StaleLease
+from delivery.models import Address, Direction, Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
+from delivery.protocol.codes import REJECT_CODES
+from delivery.protocol.messages import UploadOffer
+from delivery.storage import payloads
+from delivery.transfers import events, names
+from delivery.transfers.holders import Holder
+
+BUSY_SECONDS = 2.0
+LIVE_PAYLOADS = (PayloadState.STORING, PayloadState.SEALING)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An upload that may go on: under `lease`, from byte `stored` on."""
+
+    transfer: UUID
+    payload: UUID
+    lease: int
+    stored: int
+    size: int | None
+    inline: bool
+    expires: datetime.datetime
+    displaced: str  # channel of the connection that held it until now; empty where none did
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An upload that is complete."""
+
+    payload: UUID
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier lease of a live upload may have left in the buffer."""
+
+    transfer: UUID
+    payload: UUID
+    lease: int
+    stored: int
+    size: int | None
+    channel: str
+
+
+def find(user: Any, key: UUID) -> Earlier | None:
+    """Return the live upload that `user` began under `key`, None where there is none. One query."""
+    row = (
+        Transfer.objects.select_related("payload")
+        .filter(user_id=user, direction=Direction.UPLOAD, key=key, state=TransferState.LIVE, lease__gt=0)
+        .first()
+    )
+    if row is None or row.payload.inline is not None or row.payload.state != PayloadState.STORING:
+        return None
+    return Earlier(row.id, row.payload_id, row.lease, row.position, row.payload.size, row.channel)
+
+
+def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
+    """Take an offer: begin a new upload, or resume the one that has its id.
+
+    `workers`: whether any worker lives; without one, only what needs none is taken. Raises `Refused` with a reject
+    code of PROTOCOL section 2; a refused offer changes nothing.
+    """
+    key = UUID(offer.transfer)
+    for _ in range(3):
+        try:
+            with transaction.atomic():
+                row = _locked(user, key)
+                if row is None:
+                    return _begin(user, holder, offer, key, workers=workers)
+                return _resume(row, holder, offer, workers=workers)
+        except IntegrityError:
+            continue  # another connection began the same upload in this moment: resume it
+    raise Refused("busy", retry_after=1.0)
+
+
+def _locked(user: Any, key: UUID) -> Transfer | None:
+    rows = Transfer.objects.select_for_update(of=("self",)).select_related("payload")
+    return rows.filter(user=user, direction=Direction.UPLOAD, key=key).first()
+
+
+def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers: bool) -> Opened:
+    rules = policy.current()
+    addresses = names.canonical(rules, offer.to)
+    if addresses is None or not rules.may_send(user, addresses):
+        raise Refused("forbidden")
+    largest = rules.max_payload(user)
+    if offer.size is not None and offer.size > largest:
+        raise Refused("too_large", f"{offer.size} bytes, at most {largest} are allowed", max_size=largest)
+    options = conf.current()
+    now = timezone.now()
+    inline = offer.size is not None and offer.size <= options.inline_limit
+    _check_workers(needed=not inline, workers=workers)
+    payload = Payload.objects.create(
+        owner=user,
+        name=names.clean(offer.name),
+        content_type=names.clean_type(offer.content_type),
+        meta=dict(offer.meta),
+        size=offer.size,
+        expected_sha256=offer.sha256 or "",
+        inline=b"" if inline else None,
+        keep=not addresses,
+    )
+    Address.objects.bulk_create(Address(payload=payload, address=address) for address in addresses)
+    row = Transfer(direction=Direction.UPLOAD, payload=payload, user=user, key=key)
+    _hold(row, holder, now)
+    row.save(force_insert=True)
+    events.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(addresses))
+    return _opened(row, payload, displaced="")
+
+
+def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
+    payload = row.payload
+    _check_same(payload, offer)
+    if payload.state == PayloadState.COMPLETE:
+        return Finished(payload.id, payload.size or 0, payload.sha256)
+    if row.state != TransferState.LIVE or payload.state not in LIVE_PAYLOADS:
+        raise Refused(_code_of(row))
+    if row.client == holder.client and row.channel and row.session_order > holder.order:
+        raise Refused("taken_over")
+    _check_workers(needed=payload.inline is None, workers=workers)
+    displaced = row.channel if row.channel != holder.channel else ""
+    learn(payload, offer.size, offer.sha256)
+    _drop_beyond_gap(row)
+    _hold(row, holder, timezone.now())
+    row.save()
+    events.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
+    return _opened(row, payload, displaced)
+
+
+def _check_workers(*, needed: bool, workers: bool) -> None:
+    if needed and not workers:
+        raise Refused("busy", "no worker lives", retry_after=BUSY_SECONDS)
+
+
+def _check_same(payload: Payload, offer: UploadOffer) -> None:
+    """Refuse an offer whose size or digest contradicts what is stored; null contradicts nothing."""
+    digest = payload.sha256 or payload.expected_sha256
+    if offer.size is not None and payload.size is not None and offer.size != payload.size:
+        raise Refused("mismatch", f"{payload.size} bytes were offered before, {offer.size} now")
+    if offer.sha256 is not None and digest and offer.sha256 != digest:
+        raise Refused("mismatch", "another SHA-256 than before")
+
+
+def learn(payload: Payload, size: int | None, sha256: str | None) -> None:
+    """Keep the size and digest of a payload that were not known before."""
+    changed = []
+    if payload.size is None and size is not None:
+        payload.size = size
+        changed.append("size")
+    if not payload.expected_sha256 and sha256:
+        payload.expected_sha256 = sha256
+        changed.append("expected_sha256")
+    if changed:
+        payload.save(update_fields=changed)
+
+
+def _code_of(row: Transfer) -> str:
+    """Return the reject code that tells how a transfer ended."""
+    if row.state == TransferState.EXPIRED or row.payload.state == PayloadState.EXPIRED:
+        return "expired"
+    return row.failure if row.failure in REJECT_CODES else "cancelled"
+
+
+def _hold(row: Transfer, holder: Holder, now: datetime.datetime) -> None:
+    row.lease += 1
+    row.client, row.session, row.session_order, row.channel = (
+        holder.client,
+        holder.session,
+        holder.order,
+        holder.channel,
+    )
+    row.waiting_for = WaitingFor.NOTHING
+    row.progressed_at = now
+    row.expires_at = now + datetime.timedelta(seconds=conf.current().upload_expiry)
+
+
+def _drop_beyond_gap(row: Transfer) -> None:
+    """Remove segments that do not join on to the position: their chunks will be sent again."""
+    stray = list(Segment.objects.filter(payload_id=row.payload_id, offset__gte=row.position))
+    if not stray:
+        return
+    Segment.objects.filter(pk__in=[segment.pk for segment in stray]).delete()
+    transaction.on_commit(lambda: payloads.delete_files(stray))
+
+
+def _opened(row: Transfer, payload: Payload, displaced: str) -> Opened:
+    inline = payload.inline is not None
+    return Opened(
+        transfer=row.id,
+        payload=payload.id,
+        lease=row.lease,
+        stored=row.position,
+        size=payload.size,
+        inline=inline,
+        expires=row.expires_at or timezone.now(),
+        displaced=displaced,
+    )
+
+
+def locked_under(transfer: UUID, lease: int) -> Transfer:
+    """Return the transfer's row, locked, if `lease` is its current one. Call it inside a transaction.
+
+    Raises `StaleLease` where a newer writer holds it, or where it has ended.
+    """
+    rows = Transfer.objects.select_for_update(of=("self",)).select_related("payload")
+    row = rows.filter(pk=transfer, lease=lease, state=TransferState.LIVE).first()
+    if row is None:
+        raise StaleLease(f"lease {lease} of {transfer} is not the current one")
+    return row
+
+
+def rewind(transfer: UUID, lease: int) -> tuple[int, int]:
+    """Fence what is in flight after chunks were lost; return the new lease and the position in bytes.
+
+    Raises `StaleLease`.
+    """
+    with transaction.atomic():
+        row = locked_under(transfer, lease)
+        _drop_beyond_gap(row)
+        row.lease += 1
+        row.save(update_fields=["lease"])
+    events.note("lost", payload=row.payload_id, transfer=transfer, position=row.position)
+    return row.lease, row.position
+
+
+def position(transfer: UUID) -> tuple[int, int, str]:
+    """Return (lease, position in bytes, state) of a transfer as the database has them now. (0, 0, "") where it is gone."""
+    found = Transfer.objects.filter(pk=transfer).values_list("lease", "position", "state").first()
+    return found or (0, 0, "")
+
+
+def detach(transfer: UUID, session: str, *, close_code: int | None) -> None:
+    """Note that the connection `session` no longer holds a transfer; a newer holder is left alone."""
+    Transfer.objects.filter(pk=transfer, session=session, state=TransferState.LIVE).update(
+        client="", session="", channel="", waiting_for=WaitingFor.CLIENT, last_close_code=close_code
+    )
+    events.note("detached", transfer=transfer, code=close_code)
+
+
+def waiting(transfer: UUID, lease: int, what: WaitingFor) -> None:
+    """Note what a live transfer waits for."""
+    Transfer.objects.filter(pk=transfer, lease=lease).update(waiting_for=what)
