@@ -38,6 +38,7 @@ class Wording:
     """What the action is called, asks and says."""
 
     title: Words  # in the list of actions, such as "Cancel selected payloads"
+    button: Words  # on a detail page, such as "Cancel this payload"
     question: Words
     consequence: Words
     confirm: Words  # on the button
@@ -51,6 +52,7 @@ class ConfirmedAction:
         self.__name__ = name
         self.allowed_permissions = (permission,)
         self.short_description = wording.title
+        self.button = wording.button
         self._wording = wording
         self._call = call
 

@@ -18,8 +18,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from delivery.admin import cells
+from delivery.admin.actions import ConfirmedAction
 from delivery.admin.sections import Section
 from delivery.admin.text import plain
+from delivery.admin.words import Words
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[Model]
@@ -49,6 +52,7 @@ class OperatorAdmin(_Admin):
     show_facets = admin.ShowFacets.NEVER  # facets count every choice of every filter
     list_per_page = 50
     list_max_show_all = 200
+    actions: Sequence[ConfirmedAction] = ()
     actions_on_bottom = False
     view_on_site = False
 
@@ -123,10 +127,20 @@ class OperatorAdmin(_Admin):
         """Add the tables and the actions. Django has checked by now that the page may be seen."""
         name = plain(obj)
         context |= {"subtitle": name, "shown_name": name, "sections": self.sections(obj)}
-        context["detail_actions"] = [action[1:] for action in self.get_actions(request).values() if action]
+        offered = self.get_actions(request)
+        context["buttons"] = [(action.__name__, action.button) for action in self.actions if action.__name__ in offered]
         return super().render_change_form(request, context, add, change, form_url, obj)
 
 
-def column(title: Any, *, order: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Mark a method as a column with `title`, sorted by the field `order` where the index allows it."""
-    return admin.display(description=title, ordering=order)
+def column(title: Words, render: Callable[[Any], Any], *, order: str | None = None) -> Callable[..., Any]:
+    """Return a column or field that `render` makes of a row; sorted by the field `order`, where there is one."""
+
+    def shown(_admin: OperatorAdmin, obj: Any) -> Any:
+        return render(obj)
+
+    return admin.display(description=title, ordering=order)(shown)
+
+
+def moment(title: Words, field: str) -> Callable[..., Any]:
+    """Return a column that shows and sorts by a time."""
+    return column(title, lambda obj: cells.time(getattr(obj, field)), order=field)

@@ -5,14 +5,15 @@ No inline styles and no scripts: a site's Content-Security-Policy may forbid bot
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from django.db.models import Model
 from django.urls import reverse
 from django.utils.formats import number_format
-from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
 
 from delivery.admin import words
@@ -27,6 +28,21 @@ def size(number: int | None) -> str:
     if number is None:
         return NOTHING
     return words.human_size(number)
+
+
+def size_cell(number: int | None) -> SafeString:
+    """Return a size that does not break between number and unit."""
+    return format_html('<span class="delivery-fixed">{}</span>', size(number))
+
+
+def time(value: datetime.datetime | None) -> SafeString | str:
+    """Return a time to the second, in the admin's time zone; a dash where there is none."""
+    if value is None:
+        return NOTHING
+    shown = localtime(value) if is_aware(value) else value
+    return format_html(
+        '<time class="delivery-fixed" datetime="{}">{}</time>', shown.isoformat(), f"{shown:%Y-%m-%d %H:%M:%S}"
+    )
 
 
 def exact_size(number: int | None) -> str:
@@ -57,7 +73,7 @@ def person(user: Any) -> SafeString | str:
     return name(user.get_username()) if user is not None else NOTHING
 
 
-def badge(state: str, label: str | Promise) -> SafeString:
+def badge(state: str, label: words.Words) -> SafeString:
     """Return a state as a badge; its colour is decoration, its text says it."""
     return format_html('<span class="delivery-badge delivery-{}">{}</span>', state, label)
 

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from delivery.admin import cells
-from delivery.admin.base import OperatorAdmin, column
+from delivery.admin.base import OperatorAdmin, column, moment
 from delivery.admin.filters import ErrorFilter, SignalFilter
 from delivery.admin.text import plain
 from delivery.models import Notice
@@ -18,12 +18,20 @@ from delivery.models import Notice
 
 @admin.register(Notice)
 class NoticeAdmin(OperatorAdmin):
-    list_display = ("shown_signal", "payload_link", "attempts", "shown_error", "due_at")
+    signal_name = column(_("signal"), lambda notice: plain(notice.signal))
+    payload_link = column(_("payload"), lambda notice: cells.link(notice.payload, cells.name(str(notice.payload))))
+    last_error = column(_("last error"), lambda notice: plain(notice.error) or cells.NOTHING, order="error")
+    through = column(
+        _("handlers that are through"), lambda notice: plain(", ".join(map(str, notice.handled))) or cells.NOTHING
+    )
+    due = moment(_("due"), "due_at")
+
+    list_display = ("signal_name", "payload_link", "attempts", "last_error", "due")
     list_filter = (SignalFilter, ErrorFilter)
     search_help_text = _("Id of a payload, or the name of an error's class")
-    search_fields = ("error",)  # shows the field; `search` says what it does
+    search_fields = ("error",)  # shows the box; `search` says what it finds
     ordering = ("due_at", "id")
-    fields = ("shown_signal", "payload_link", "attempts", "shown_error", "shown_handled", "due_at")
+    fields = ("signal_name", "payload_link", "attempts", "last_error", "through", "due")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("payload").defer("payload__inline", "payload__meta")
@@ -33,19 +41,3 @@ class NoticeAdmin(OperatorAdmin):
 
     def search_by_id(self, wanted: Any) -> Q:
         return Q(payload=wanted) | Q(transfer=wanted)
-
-    @column(_("signal"))
-    def shown_signal(self, obj: Notice) -> str:
-        return plain(obj.signal)
-
-    @column(_("payload"))
-    def payload_link(self, obj: Notice) -> str:
-        return cells.link(obj.payload, cells.name(str(obj.payload)))
-
-    @column(_("last error"), order="error")
-    def shown_error(self, obj: Notice) -> str:
-        return plain(obj.error) or cells.NOTHING
-
-    @column(_("handlers that are through"))
-    def shown_handled(self, obj: Notice) -> str:
-        return plain(", ".join(map(str, obj.handled))) or cells.NOTHING

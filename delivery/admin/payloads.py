@@ -19,7 +19,7 @@ from django.utils.translation import ngettext
 from delivery import transfers
 from delivery.admin import cells, sections, words
 from delivery.admin.actions import ConfirmedAction, Wording
-from delivery.admin.base import OperatorAdmin, column
+from delivery.admin.base import OperatorAdmin, column, moment
 from delivery.admin.text import plain
 from delivery.models import Direction, Event, Notice, Payload, PayloadState, Transfer, TransferState
 from delivery.policy import GROUP, USER
@@ -39,6 +39,7 @@ CANCEL = ConfirmedAction(
     call=_cancel,
     wording=Wording(
         title=_("Cancel selected payloads"),
+        button=_("Cancel this payload"),
         question=_("Cancel these payloads?"),
         consequence=_(
             "Their transfers end for good: senders and recipients that are connected are told now. "
@@ -54,6 +55,7 @@ EXPIRE = ConfirmedAction(
     call=_expire,
     wording=Wording(
         title=_("Expire selected payloads"),
+        button=_("Expire this payload"),
         question=_("Expire these payloads now?"),
         consequence=_(
             "Their time is up at once, as if it had run out by itself: nobody can receive them any more, the site is "
@@ -73,22 +75,64 @@ def _deliveries(**conditions: Any) -> Coalesce:
     )
 
 
+def _stored(payload: Any) -> str:
+    """Return how much of it is safe with us; what has ended early holds nothing any more."""
+    if payload.state == PayloadState.COMPLETE:
+        return cells.bar(payload.size or 0, payload.size)
+    if payload.state in (PayloadState.STORING, PayloadState.SEALING) and payload.uploaded is not None:
+        return cells.bar(payload.uploaded, payload.size)
+    return cells.NOTHING
+
+
+def _delivered(payload: Any) -> str:
+    if not payload.deliveries_count:
+        return cells.NOTHING
+    return _("%(done)d of %(all)d") % {"done": payload.delivered_count, "all": payload.deliveries_count}
+
+
+def _state(payload: Payload) -> str:
+    return cells.badge(payload.state, payload.get_state_display())
+
+
+def _meta(payload: Payload) -> str:
+    if not payload.meta:
+        return cells.NOTHING
+    return format_html('<code class="delivery-meta">{}</code>', plain(json.dumps(payload.meta, ensure_ascii=False)))
+
+
 @admin.register(Payload)
 class PayloadAdmin(OperatorAdmin):
-    list_display = (
-        "shown_name", "shown_owner", "shown_size", "shown_state", "shown_position", "shown_deliveries", "created_at",
-        "expires_at",
-    )  # fmt: skip
-    list_filter = ("state", "in_place", "keep")
+    name_cell = column(_("name"), lambda payload: cells.name(str(payload)), order="name")
+    owner_cell = column(_("owner"), lambda payload: cells.person(payload.owner))
+    size_cell = column(_("size"), lambda payload: cells.size_cell(payload.size), order="size")
+    exact_size = column(_("size"), lambda payload: cells.exact_size(payload.size))
+    state_badge = column(_("state"), _state, order="state")
+    failure_text = column(_("failure"), lambda payload: words.failure(payload.failure) or cells.NOTHING)
+    stored = column(_("stored"), _stored)
+    delivered = column(_("delivered"), _delivered)
+    content_type_cell = column(_("content type"), lambda payload: cells.name(payload.content_type, limit=255))
+    digest = column(_("SHA-256"), lambda payload: plain(payload.sha256) or cells.NOTHING)
+    announced = column(_("SHA-256 announced"), lambda payload: plain(payload.expected_sha256) or cells.NOTHING)
+    meta_cell = column(_("meta"), _meta)
+    created = moment(_("created"), "created_at")
+    completed = moment(_("completed"), "completed_at")
+    expires = column(
+        _("expires"), lambda payload: _("never") if payload.keep else cells.time(payload.expires_at), order="expires_at"
+    )
+    checking = moment(_("checking, last sign of life"), "sealing_at")
+    checked_by = column(_("checked by"), lambda payload: cells.name(payload.sealer))
+
+    list_display = ("name_cell", "owner_cell", "size_cell", "state_badge", "stored", "delivered", "created", "expires")
+    list_filter = ("state",)
     search_help_text = _("Id of a payload, part of its name, its owner's user name, or an address such as group:ops")
-    search_fields = ("name",)  # shows the field; `search` says what it does
+    search_fields = ("name",)  # shows the box; `search` says what it finds
     date_hierarchy = "created_at"
     list_select_related = ("owner",)
     actions = (CANCEL, EXPIRE)
     fieldsets = (
-        (None, {"fields": ("id", "shown_name", "shown_owner", "shown_state", "shown_failure", "shown_position")}),
-        (_("Content"), {"fields": ("exact_size", "content_type_shown", "sha256", "expected_sha256", "shown_meta")}),
-        (_("Time"), {"fields": ("created_at", "completed_at", "expires_at", "keep", "sealing_at", "sealer")}),
+        (None, {"fields": ("id", "name_cell", "owner_cell", "state_badge", "failure_text", "stored", "delivered")}),
+        (_("Content"), {"fields": ("exact_size", "content_type_cell", "digest", "announced", "meta_cell")}),
+        (_("Time"), {"fields": ("created", "completed", "expires", "checking", "checked_by")}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -112,7 +156,7 @@ class PayloadAdmin(OperatorAdmin):
         return Q(pk=wanted) | Q(pk__in=Transfer.objects.filter(Q(pk=wanted) | Q(key=wanted)).values("payload"))
 
     def describe(self, obj: Payload) -> Sequence[object]:
-        return cells.person(obj.owner), cells.size(obj.size), self.shown_state(obj)
+        return cells.person(obj.owner), cells.size(obj.size), _state(obj)
 
     def sections(self, obj: Any) -> Sequence[sections.Section]:
         notices = sections.notices(Notice.objects.filter(payload=obj))
@@ -130,52 +174,3 @@ class PayloadAdmin(OperatorAdmin):
 
     def has_expire_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.expire_payload")
-
-    @column(_("name"), order="name")
-    def shown_name(self, obj: Payload) -> str:
-        return cells.name(str(obj))
-
-    @column(_("owner"))
-    def shown_owner(self, obj: Payload) -> str:
-        return cells.person(obj.owner)
-
-    @column(_("size"), order="size")
-    def shown_size(self, obj: Payload) -> str:
-        return cells.size(obj.size)
-
-    @column(_("size"))
-    def exact_size(self, obj: Payload) -> str:
-        return cells.exact_size(obj.size)
-
-    @column(_("state"), order="state")
-    def shown_state(self, obj: Payload) -> str:
-        return cells.badge(obj.state, obj.get_state_display())
-
-    @column(_("failure"))
-    def shown_failure(self, obj: Payload) -> str:
-        return words.failure(obj.failure) if obj.failure else cells.NOTHING
-
-    @column(_("stored"))
-    def shown_position(self, obj: Any) -> str:
-        """How much of it is safe with us; what has ended early holds nothing any more."""
-        if obj.state == PayloadState.COMPLETE:
-            return cells.bar(obj.size or 0, obj.size)
-        if obj.state in (PayloadState.STORING, PayloadState.SEALING) and obj.uploaded is not None:
-            return cells.bar(obj.uploaded, obj.size)
-        return cells.NOTHING
-
-    @column(_("delivered"))
-    def shown_deliveries(self, obj: Any) -> str:
-        if not obj.deliveries_count:
-            return cells.NOTHING
-        return _("%(done)d of %(all)d") % {"done": obj.delivered_count, "all": obj.deliveries_count}
-
-    @column(_("content type"))
-    def content_type_shown(self, obj: Payload) -> str:
-        return cells.name(obj.content_type, limit=255)
-
-    @column(_("meta"))
-    def shown_meta(self, obj: Payload) -> str:
-        if not obj.meta:
-            return cells.NOTHING
-        return format_html('<code class="delivery-meta">{}</code>', plain(json.dumps(obj.meta, ensure_ascii=False)))

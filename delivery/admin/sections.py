@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, QuerySet, Sum
-from django.utils.formats import localize
-from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
 from delivery.admin import cells, words
@@ -39,17 +36,11 @@ def _table(
     return [render(row) for row in found[:limit]], len(found) > limit
 
 
-def _time(value: datetime.datetime | None) -> str:
-    if value is None:
-        return cells.NOTHING
-    return localize(localtime(value) if is_aware(value) else value)
-
-
 def timeline(events: QuerySet[Event]) -> Section:
     """Return the latest events, newest first."""
     rows, more = _table(
         events.order_by("-at", "-id"),
-        lambda event: (_time(event.at), words.event_kind(event.kind), words.event_detail(event.detail)),
+        lambda event: (cells.time(event.at), words.event_kind(event.kind), words.event_detail(event.detail)),
         limit=EVENTS,
     )
     return Section(
@@ -100,7 +91,7 @@ def _transfer(transfer: Transfer, whole: int | None) -> Sequence[object]:
         transfer.get_waiting_for_display() if transfer.waiting_for else cells.NOTHING,
         cells.close_code(transfer.last_close_code),
         plain(transfer.worker, limit=60) or cells.NOTHING,
-        _time(transfer.progressed_at),
+        cells.time(transfer.progressed_at),
     )
 
 
@@ -139,7 +130,7 @@ def clients(transfer: Transfer) -> Section:
             plain(client.client),
             cells.badge(client.state, client.get_state_display()),
             cells.bar(client.position, transfer.payload.size),
-            _time(client.updated_at),
+            cells.time(client.updated_at),
         ),
     )
     return Section(
@@ -159,7 +150,7 @@ def notices(found: QuerySet[Notice]) -> Section:
             plain(notice.signal),
             notice.attempts,
             plain(notice.error) or cells.NOTHING,
-            _time(notice.due_at),
+            cells.time(notice.due_at),
         ),
     )
     return Section(

@@ -16,7 +16,7 @@ from django.utils.translation import ngettext
 from delivery import transfers
 from delivery.admin import cells, sections, words
 from delivery.admin.actions import ConfirmedAction, Wording
-from delivery.admin.base import OperatorAdmin, column
+from delivery.admin.base import OperatorAdmin, column, moment
 from delivery.admin.filters import LastCloseCodeFilter
 from delivery.models import Direction, Event, Notice, Transfer
 
@@ -31,6 +31,7 @@ CANCEL = ConfirmedAction(
     call=_cancel,
     wording=Wording(
         title=_("Cancel selected transfers"),
+        button=_("Cancel this transfer"),
         question=_("Cancel these transfers?"),
         consequence=_(
             "A delivery ends for its user alone. An upload ends with its payload: what is stored of it is deleted and "
@@ -42,15 +43,50 @@ CANCEL = ConfirmedAction(
 )
 
 
+def _state(transfer: Transfer) -> str:
+    return cells.badge(transfer.state, transfer.get_state_display())
+
+
+def _waiting_for(transfer: Transfer) -> Any:
+    return transfer.get_waiting_for_display() if transfer.waiting_for else cells.NOTHING
+
+
+def _payload_link(transfer: Transfer) -> str:
+    return cells.link(transfer.payload, cells.name(str(transfer.payload), limit=255))
+
+
 @admin.register(Transfer)
 class TransferAdmin(OperatorAdmin):
+    payload_name = column(_("payload"), lambda transfer: cells.name(str(transfer.payload)))
+    payload_link = column(_("payload"), _payload_link)
+    user_name = column(_("user"), lambda transfer: cells.person(transfer.user))
+    size = column(_("size"), lambda transfer: cells.exact_size(transfer.payload.size))
+    state_badge = column(_("state"), _state, order="state")
+    failure_text = column(_("failure"), lambda transfer: words.failure(transfer.failure) or cells.NOTHING)
+    position_bar = column(_("position"), lambda transfer: cells.bar(transfer.position, transfer.payload.size))
+    waits_for = column(_("waiting for"), _waiting_for)
+    close_code = column(_("last close code"), lambda transfer: cells.close_code(transfer.last_close_code))
+    close_code_explained = column(
+        _("last close code"), lambda transfer: cells.close_code_with_meaning(transfer.last_close_code)
+    )
+    moved_by = column(_("worker"), lambda transfer: cells.name(transfer.worker))
+    held_by = column(_("held by client"), lambda transfer: cells.name(transfer.client))
+    session_name = column(_("session"), lambda transfer: cells.name(transfer.session))
+    wire_id = column(_("id on the wire"), lambda transfer: str(transfer.key))
+    writer = column(_("lease"), lambda transfer: str(transfer.lease))
+    created = moment(_("created"), "created_at")
+    progressed = moment(_("last progress"), "progressed_at")
+    ended = moment(_("ended"), "ended_at")
+    expires = moment(_("expires"), "expires_at")
+
+    # The size stands beside the bar.
     list_display = (
-        "shown_name", "direction", "shown_user", "shown_size", "shown_state", "shown_position", "shown_waiting_for",
-        "shown_close_code", "shown_worker", "progressed_at", "created_at",
+        "payload_name", "direction", "user_name", "state_badge", "position_bar", "waits_for", "close_code", "moved_by",
+        "progressed",
     )  # fmt: skip
     list_filter = ("state", "direction", "waiting_for", LastCloseCodeFilter)
     search_help_text = _("Id of a transfer or payload, part of a payload's name, or a user name")
-    search_fields = ("payload__name",)  # shows the field; `search` says what it does
+    search_fields = ("payload__name",)  # shows the box; `search` says what it finds
     date_hierarchy = "created_at"
     list_select_related = ("payload", "user")
     actions = (CANCEL,)
@@ -59,7 +95,14 @@ class TransferAdmin(OperatorAdmin):
             None,
             {
                 "fields": (
-                    "id", "direction", "payload_link", "shown_user", "shown_state", "shown_failure", "shown_position",
+                    "id",
+                    "direction",
+                    "payload_link",
+                    "size",
+                    "user_name",
+                    "state_badge",
+                    "failure_text",
+                    "position_bar",
                 )
             },
         ),
@@ -67,13 +110,18 @@ class TransferAdmin(OperatorAdmin):
             _("Connection"),
             {
                 "fields": (
-                    "shown_waiting_for", "close_code_with_meaning", "shown_worker", "shown_client", "shown_session", "lease",
-                    "key",
+                    "waits_for",
+                    "close_code_explained",
+                    "moved_by",
+                    "held_by",
+                    "session_name",
+                    "writer",
+                    "wire_id",
                 )
             },
         ),
-        (_("Time"), {"fields": ("created_at", "progressed_at", "ended_at", "expires_at")}),
-    )  # fmt: skip
+        (_("Time"), {"fields": ("created", "progressed", "ended", "expires")}),
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Load the payloads' names and sizes along, but never the bytes of inline ones."""
@@ -86,7 +134,7 @@ class TransferAdmin(OperatorAdmin):
         return Q(pk=wanted) | Q(key=wanted) | Q(payload=wanted)
 
     def describe(self, obj: Transfer) -> Sequence[object]:
-        return obj.get_direction_display(), cells.name(str(obj.payload)), cells.person(obj.user), self.shown_state(obj)
+        return obj.get_direction_display(), cells.name(str(obj.payload)), cells.person(obj.user), _state(obj)
 
     def sections(self, obj: Any) -> Sequence[sections.Section]:
         notices = sections.notices(Notice.objects.filter(transfer=obj))
@@ -99,55 +147,3 @@ class TransferAdmin(OperatorAdmin):
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.cancel_transfer")
-
-    @column(_("payload"))
-    def shown_name(self, obj: Transfer) -> str:
-        return cells.name(str(obj.payload))
-
-    @column(_("payload"))
-    def payload_link(self, obj: Transfer) -> str:
-        return cells.link(obj.payload, cells.name(str(obj.payload), limit=255))
-
-    @column(_("user"))
-    def shown_user(self, obj: Transfer) -> str:
-        return cells.person(obj.user)
-
-    @column(_("size"))
-    def shown_size(self, obj: Transfer) -> str:
-        return cells.size(obj.payload.size)
-
-    @column(_("state"), order="state")
-    def shown_state(self, obj: Transfer) -> str:
-        return cells.badge(obj.state, obj.get_state_display())
-
-    @column(_("failure"))
-    def shown_failure(self, obj: Transfer) -> str:
-        return words.failure(obj.failure) if obj.failure else cells.NOTHING
-
-    @column(_("position"))
-    def shown_position(self, obj: Transfer) -> str:
-        return cells.bar(obj.position, obj.payload.size)
-
-    @column(_("waiting for"))
-    def shown_waiting_for(self, obj: Transfer) -> Any:
-        return obj.get_waiting_for_display() if obj.waiting_for else cells.NOTHING
-
-    @column(_("last close code"))
-    def shown_close_code(self, obj: Transfer) -> str:
-        return cells.close_code(obj.last_close_code)
-
-    @column(_("last close code"))
-    def close_code_with_meaning(self, obj: Transfer) -> str:
-        return cells.close_code_with_meaning(obj.last_close_code)
-
-    @column(_("worker"))
-    def shown_worker(self, obj: Transfer) -> str:
-        return cells.name(obj.worker)
-
-    @column(_("session"))
-    def shown_session(self, obj: Transfer) -> str:
-        return cells.name(obj.session)
-
-    @column(_("client that holds it"))
-    def shown_client(self, obj: Transfer) -> str:
-        return cells.name(obj.client)

@@ -6,7 +6,7 @@ A test keeps the tables complete.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.utils.formats import number_format
 from django.utils.functional import Promise
@@ -16,10 +16,15 @@ from django.utils.translation import gettext_lazy as _
 from delivery.admin.text import plain
 from delivery.protocol.codes import ABORT_CODES, CLOSE_CODES, REJECT_CODES
 
-Words = str | Promise
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+    Words = str | _StrPromise  # text, or text that is translated when it is shown
+else:
+    Words = str | Promise
 
 # What came of a connection that ended with this code.
-CLOSE_CODE_MEANINGS: dict[int, Promise] = {
+CLOSE_CODE_MEANINGS: dict[int, Words] = {
     1000: _("The client had nothing more to do."),
     1001: _(
         "The server or a worker was shutting down, or the browser's tab was closed. The transfer resumes by itself."
@@ -39,7 +44,7 @@ CLOSE_CODE_MEANINGS: dict[int, Promise] = {
     4429: _("The user had too many connections or offers. The client waits and resumes."),
 }
 # The kinds that `delivery.transfers` notes.
-EVENT_KINDS: dict[str, Promise] = {
+EVENT_KINDS: dict[str, Words] = {
     "begun": _("upload begun"),
     "resumed": _("upload resumed"),
     "accepted": _("delivery accepted by a client"),
@@ -74,7 +79,7 @@ def close_code_meaning(code: int | None) -> Words:
 
 
 def failure(code: str) -> str:
-    """Return `digest: the SHA-256 of ...` for an abort or reject code; the code alone where it is unknown."""
+    """Return `digest: the SHA-256 of ...` for an abort or reject code; the code alone where it is unknown, nothing for none."""
     known = ABORT_CODES.get(code) or REJECT_CODES.get(code)
     return f"{code}: {known.text}" if known else plain(code)
 
