@@ -122,7 +122,7 @@ class PayloadAdmin(OperatorAdmin):
     checking = moment(_("checking, last sign of life"), "sealing_at")
     checked_by = column(_("checked by"), lambda payload: cells.name(payload.sealer))
 
-    list_display = ("name_cell", "owner_cell", "size_cell", "state_badge", "stored", "delivered", "created", "expires")
+    list_display = ("name_cell", "state_badge", "stored", "delivered", "owner_cell", "size_cell", "created", "expires")
     list_filter = ("state",)
     search_help_text = _("Id of a payload, part of its name, its owner's user name, or an address such as group:ops")
     search_fields = ("name",)  # shows the box; `search` says what it finds

@@ -81,7 +81,7 @@ class TransferAdmin(OperatorAdmin):
 
     # The size stands beside the bar.
     list_display = (
-        "payload_name", "direction", "user_name", "state_badge", "position_bar", "waits_for", "close_code", "moved_by",
+        "payload_name", "state_badge", "position_bar", "direction", "user_name", "waits_for", "close_code", "moved_by",
         "progressed",
     )  # fmt: skip
     list_filter = ("state", "direction", "waiting_for", LastCloseCodeFilter)
