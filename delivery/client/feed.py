@@ -1,0 +1,219 @@
+"""Reading ahead: the chunks of one upload on one connection, made ready in a thread before their turn comes.
+
+A chunk is read straight behind the space of its header into a buffer that is used again once it was sent, and its
+checksum taken there: the loop's thread copies nothing but what masking costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from delivery.errors import IntegrityError
+from delivery.protocol import frames
+from delivery.protocol.sender import Sender
+
+if TYPE_CHECKING:
+    from delivery.client.uploads import Upload
+
+BATCH_BYTES = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A chunk that is ready: `message` is what goes on the wire, `length` its data in bytes."""
+
+    seq: int
+    message: memoryview
+    length: int
+    buffer: bytearray
+
+
+class Feed:
+    """What is read ahead for `upload`, which `sender` sends. `abort` tells the peer; `failed` takes a broken source."""
+
+    def __init__(
+        self,
+        upload: Upload,
+        sender: Sender,
+        *,
+        pool: Executor,
+        wake: Callable[[], None],
+        abort: Callable[..., None],
+    ) -> None:
+        self.upload = upload
+        self.sender = sender
+        self.digest: str | None = None
+        self._source = upload.source
+        self._pool = pool
+        self._wake = wake
+        self._abort = abort
+        self._ready: deque[Block] = deque()
+        self._free: list[bytearray] = []
+        self._waiting = False  # its turn came and nothing was ready
+        self._task: asyncio.Task[None] | None = None
+        self._voided = False  # what the running task reads is no longer wanted
+
+    # -- for the link ----------------------------------------------------------------------------------------------
+
+    def accepted(self) -> None:
+        """The server said where to go on."""
+        self._void()
+        self._source.forget(self.sender.acked_bytes)
+        self._source.resumed_at(self.sender.next_seq * self.sender.chunk_size, self._pool)
+
+    def rewound(self) -> None:
+        """The server wants chunks again."""
+        self._void()
+
+    def acked(self) -> None:
+        self._source.forget(self.sender.acked_bytes)
+
+    def next_block(self) -> Block | None:
+        """Return the chunk that is to be sent now, None while it is not read yet or the payload has ended."""
+        self._note_end()
+        span = self.sender.next_span()
+        if span is None:
+            return None
+        if self._ready and self._ready[0].seq != span.seq:
+            self._void()
+        if not self._ready:
+            if self._in_memory and not self._task:
+                self._ready.extend(self._read(span.seq, span.seq + 1))
+            else:
+                self._wait()
+                self._read_ahead(span.seq)
+                return None
+        block = self._ready.popleft()
+        self._read_ahead(block.seq + 1)
+        return block
+
+    def sent(self, block: Block) -> None:
+        """Take the buffer of a chunk back."""
+        self._free.append(block.buffer)
+
+    def want_digest(self) -> None:
+        """Have the digest computed for `finish`; the sender waits for it."""
+        self._wait()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(self._compute_digest()))
+
+    def adjust(self) -> None:
+        """Make the sender stand still or go on, after a pause or when something is ready."""
+        self.sender.paused = self._waiting or self.upload.paused
+        if not self.sender.paused:
+            self._wake()
+
+    def abort(self, code: str, *, final: bool) -> None:
+        self._abort(self, code, final=final)
+
+    def close(self) -> None:
+        """Let go; a read that is under way in its thread ends by itself."""
+        self._ready.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def _in_memory(self) -> bool:
+        return self._source.instant and self._source.size is not None
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        self._waiting = True
+        self.adjust()
+
+    def _void(self) -> None:
+        self._free.extend(block.buffer for block in self._ready)
+        self._ready.clear()
+        self._voided = self._task is not None
+        self._free = [buffer for buffer in self._free if len(buffer) == self.sender.chunk_size + frames.HEADER_BYTES]
+
+    def _note_end(self) -> None:
+        """Tell the sender where a payload of unknown size ends, before its last chunk or `finish` goes."""
+        size = self._source.size
+        if self.sender.size is None and size is not None:
+            self.sender.end(size)
+
+    def _read_ahead(self, first: int) -> None:
+        """Start reading the next batch, where less than a batch is ready and there is credit for more."""
+        batch = max(1, BATCH_BYTES // self.sender.chunk_size)
+        if self._task is not None or len(self._ready) > batch // 2 or (self._ready and self._in_memory):
+            return
+        start = self._ready[-1].seq + 1 if self._ready else first
+        end = min(start + batch, self.sender.limit)
+        if (size := self._source.size) is not None:
+            end = min(end, frames.chunk_count(size, self.sender.chunk_size))
+        if end > start:
+            self._task = asyncio.create_task(self._run(self._read_batch(start, end)))
+
+    async def _run(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except (OSError, IntegrityError) as error:
+            self._task = None
+            self._abort(self, "cancelled", final=True)
+            self.upload.fail(_readable(error, self.upload.name))
+            return
+        except Exception as error:  # noqa: BLE001 - a program's iterator may raise anything: its upload fails with it
+            self._task = None
+            self._abort(self, "cancelled", final=True)
+            self.upload.fail(error)
+            return
+        self._task = None
+        if self._voided:
+            self._voided = False
+            self._void()
+        self._waiting = False
+        self.adjust()
+
+    async def _read_batch(self, start: int, end: int) -> None:
+        size = self.sender.chunk_size
+        await self._source.prepare(start * size, end * size, self._pool)
+        if self._source.instant:
+            blocks = self._read(start, end)
+        else:
+            blocks = await asyncio.get_running_loop().run_in_executor(self._pool, self._read, start, end)
+        self._ready.extend(blocks)
+
+    def _read(self, start: int, end: int) -> list[Block]:
+        """Read chunks `start` to `end` (exclusive), fewer where the payload ends. In a thread, one at a time."""
+        blocks: list[Block] = []
+        chunk_size, handle = self.sender.chunk_size, self.sender.handle
+        size = self._source.size
+        for seq in range(start, end):
+            if size is not None and seq * chunk_size >= size:
+                break
+            buffer = self._buffer(chunk_size)
+            view = memoryview(buffer)
+            room = view[frames.HEADER_BYTES :]
+            if size is not None:
+                room = room[: size - seq * chunk_size]
+            length = self._source.read_into(room, seq * chunk_size)
+            if size is not None and length < len(room):
+                raise IntegrityError(f"{self.upload.name} became shorter while it was sent: send it again")
+            frames.HEADER.pack_into(buffer, 0, handle, seq, frames.checksum(room[:length]))
+            blocks.append(Block(seq, view[: frames.HEADER_BYTES + length], length, buffer))
+        return blocks
+
+    def _buffer(self, chunk_size: int) -> bytearray:
+        while self._free:
+            buffer = self._free.pop()
+            if len(buffer) == chunk_size + frames.HEADER_BYTES:
+                return buffer
+        return bytearray(chunk_size + frames.HEADER_BYTES)
+
+    async def _compute_digest(self) -> None:
+        digest = await self._source.digest(self._pool)
+        self._source.check()
+        self.digest = digest
+
+
+def _readable(error: Exception, name: str) -> Exception:
+    if isinstance(error, OSError):
+        return IntegrityError(f"cannot read {name}: {error.strerror or error}")
+    return error
