@@ -1,0 +1,58 @@
+"""What every conformance test has: the running server, people, and a look at Redis afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conformance.peer import Peer
+from tests.stack import Person, Site, Stack
+
+Connect = Callable[..., Awaitable[Peer]]
+
+
+@pytest.fixture(autouse=True)
+def every_key_has_a_ttl(shipped: Stack) -> Iterator[None]:
+    """Fail a test that leaves a key in Redis for ever."""
+    yield
+    assert shipped.keys_without_ttl() == []
+
+
+@pytest.fixture
+async def sockets(shipped: Stack) -> AsyncIterator[contextlib.AsyncExitStack]:
+    """What is entered here is left, sockets closed, when the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def connect(shipped: Stack, site: Site, sockets: contextlib.AsyncExitStack) -> Connect:
+    """Return a function that opens a socket of a person and says hello. `hello=False`: only opens it."""
+
+    async def connect(person: Person, *, url: str = "", hello: bool = True, **members: Any) -> Peer:
+        peer = await sockets.enter_async_context(Peer.open(url or shipped.ws_url, token=person.token))
+        if hello:
+            await peer.hello(**members)
+        return peer
+
+    return connect
+
+
+@pytest.fixture
+async def alice(site: Site) -> Person:
+    """A new user: nothing waits for her."""
+    return await site.person()
+
+
+@pytest.fixture
+async def bob(site: Site) -> Person:
+    return await site.person()
+
+
+@pytest.fixture
+async def peer(connect: Connect, alice: Person) -> Peer:
+    """A welcomed connection of Alice."""
+    return await connect(alice)
