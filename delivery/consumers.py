@@ -9,9 +9,11 @@ from uuid import UUID
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from delivery import drain, notify
 from delivery.serving import login, process
 from delivery.serving.login import Refusal, Request
-from delivery.serving.session import ConnectionClosed, Session
+from delivery.serving.session import Session
+from delivery.serving.writer import ConnectionClosed
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,12 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).
             await self.close(4401, Refusal.WRONG.value)
             return
+        if process.current().draining:
+            await self.close(1001, "going away")
+            return
         self.session = Session(self, user)
         self.session.start()
+        await self.join(notify.group_of(drain.WORKERS))
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         self._close_code = message.get("code")
@@ -122,6 +128,15 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def delivery_waiting(self, event: dict[str, Any]) -> None:
         if self.session is not None:
             self.session.spawn(self.session.arrived(event["address"]), "arrival")
+
+    async def delivery_worker_draining(self, event: dict[str, Any]) -> None:
+        if self.session is not None:
+            self.session.process.forget_workers()
+            self.session.worker_draining(event["worker"])
+
+    async def delivery_worker_ready(self, event: dict[str, Any]) -> None:
+        if self.session is not None:
+            self.session.worker_ready()
 
     async def delivery_taken_over(self, event: dict[str, Any]) -> None:
         if self.session is not None:

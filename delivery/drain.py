@@ -1,80 +1,123 @@
-"""Who is draining, and who lives: a worker's heartbeat, and what it tells when it shuts down.
+"""Who lives and who drains: a Celery worker's heartbeat, and what it tells when it shuts down (DESIGN, "Going away").
 
-Celery says so inside a signal handler, where no lock, log or client may be touched: there a token goes into a
-`SimpleQueue`, and a thread that was started before does the telling (PLATFORM.md, "Celery on Redis").
+Celery announces a warm shutdown inside a signal handler, where no lock, log or client may be touched: there a token goes
+into a `SimpleQueue`, and a thread that was started before does the telling. A remote `shutdown` sends no such signal,
+but the worker's bootsteps are closed in both cases, so that a bootstep of ours tells too; telling twice changes nothing.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import queue
 import threading
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, current_app, signals
 
+from delivery import conf, notify
 from delivery.buffer import workers
 from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
 
-_draining = threading.Event()
+WORKERS = "workers"  # the address of the control group that every connection joins
+TELL_SECONDS = 2.0
 
 
-def draining() -> bool:
-    """Return whether this worker takes nothing new: long work stops between its steps."""
-    return _draining.is_set()
+def draining(worker: str) -> bool:
+    """Return whether `worker` shuts down: long work stops between its steps. Asks Redis, for any process of the pool."""
+    try:
+        return workers.left(worker)
+    except BufferUnavailable:
+        return False
 
 
 class Heartbeat:
-    """Says every few seconds that this worker lives. One thread of the worker's main process."""
+    """Says every few seconds that this worker lives, and once that it goes. One thread of the worker's main process."""
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self._stopping: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._going: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._told = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="delivery heartbeat", daemon=True).start()
 
-    def stop(self) -> None:
-        """Say that it takes no more tasks. Safe inside a signal handler."""
-        self._stopping.put(None)
+    def go(self) -> None:
+        """Say that it takes no more tasks. Safe inside a signal handler, and more than once."""
+        self._going.put(None)
+
+    def wait_told(self) -> None:
+        """Wait until that is said, for 2 s at most: a shutdown waits for nobody longer."""
+        self._told.wait(TELL_SECONDS)
 
     def _run(self) -> None:
+        self._renew()
+        notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
         while True:
             try:
-                workers.renew(self.worker)
-            except BufferUnavailable as error:
-                logger.warning("heartbeat: %s", error)
-            try:
-                self._stopping.get(timeout=workers.RENEW_SECONDS)
+                self._going.get(timeout=workers.RENEW_SECONDS)
             except queue.Empty:
+                self._renew()
                 continue
             self._leave()
+            self._told.set()
             return
 
+    def _renew(self) -> None:
+        try:
+            workers.renew(self.worker)
+        except BufferUnavailable as error:
+            logger.warning("heartbeat: %s", error)
+
     def _leave(self) -> None:
+        told = notify.tell_group(WORKERS, "worker_draining", worker=self.worker)
         try:
             workers.leave(self.worker)
-        except BufferUnavailable as error:
-            logger.warning("leaving: %s", error)
+            told.result(TELL_SECONDS / 2)
+        except (BufferUnavailable, concurrent.futures.TimeoutError) as error:
+            logger.warning("draining is told late or not at all: %s", error)
+
+
+class DrainStep(bootsteps.StartStopStep):
+    """Tells that the worker drains when its bootsteps are closed, whatever asked for it."""
+
+    def close(self, parent: Any) -> None:
+        if _heartbeat is not None:
+            _heartbeat.go()
+            _heartbeat.wait_told()
 
 
 _heartbeat: Heartbeat | None = None
 
 
 def connect() -> None:
-    """Listen to Celery's signals; called once by the app's configuration."""
+    """Listen to Celery's signals; called once by the app's configuration. No option of the site's app is changed."""
+    signals.celeryd_init.connect(_on_init, dispatch_uid="delivery.drain")
     signals.worker_ready.connect(_on_ready, dispatch_uid="delivery.drain")
     signals.worker_shutting_down.connect(_on_shutting_down, dispatch_uid="delivery.drain")
 
 
+def _on_init(instance: Any = None, **_ignored: Any) -> None:
+    instance.app.steps["worker"].add(DrainStep)
+
+
+def our_queue() -> str:
+    """Return the name of the queue that our short tasks go to."""
+    return conf.current().queue or str(current_app.conf.task_default_queue)
+
+
 def _on_ready(sender: Any = None, **_ignored: Any) -> None:
+    """Begin the heartbeat, unless this worker takes none of our tasks."""
     global _heartbeat
+    if our_queue() not in sender.app.amqp.queues.consume_from:
+        logger.info("this worker does not consume %r, the queue of delivery's tasks", our_queue())
+        return
     _heartbeat = Heartbeat(str(sender.hostname))
     _heartbeat.start()
 
 
 def _on_shutting_down(**_ignored: Any) -> None:
     if _heartbeat is not None:
-        _heartbeat.stop()
+        _heartbeat.go()

@@ -10,6 +10,8 @@ import hashlib
 import logging
 import os
 import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any
 from uuid import UUID
 
@@ -48,14 +50,14 @@ async def atell_channel(channel: str, event: str, /, **detail: Any) -> None:
     await _send("channel", channel, event, detail)
 
 
-def tell_group(address: str, event: str, /, **detail: Any) -> None:
-    """Do what `atell_group` does, from any thread, without waiting for it."""
-    _loop().call(_send("group", group_of(address), event, detail))
+def tell_group(address: str, event: str, /, **detail: Any) -> Future[None]:
+    """Do what `atell_group` does, from any thread. Returns at once; the future is done when it went out."""
+    return _loop().call(_send("group", group_of(address), event, detail))
 
 
-def tell_channel(channel: str, event: str, /, **detail: Any) -> None:
-    """Do what `atell_channel` does, from any thread, without waiting for it."""
-    _loop().call(_send("channel", channel, event, detail))
+def tell_channel(channel: str, event: str, /, **detail: Any) -> Future[None]:
+    """Do what `atell_channel` does, from any thread. Returns at once; the future is done when it went out."""
+    return _loop().call(_send("channel", channel, event, detail))
 
 
 async def _send(kind: str, target: str, event: str, detail: dict[str, Any]) -> None:
@@ -81,8 +83,8 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="delivery control events", daemon=True).start()
 
-    def call(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def call(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
 _lock = threading.Lock()

@@ -46,7 +46,8 @@ def stage_range(self: Task[Any, Any], payload: str, range: int, **_ignored: Any)
 @shared_task(name=dispatch.SEAL, bind=True, serializer="json", ignore_result=True, acks_late=False)
 def seal_payload(self: Task[Any, Any], /, payload: str, **_ignored: Any) -> None:
     """Compute the digest of a payload, and complete it."""
-    sealing.seal(UUID(payload), worker=_worker(self), draining=drain.draining)
+    worker = _worker(self)
+    sealing.seal(UUID(payload), worker=worker, draining=lambda: drain.draining(worker))
     events.write()
 
 

@@ -48,6 +48,11 @@ def workers() -> str:
     return _key("workers")
 
 
+def left(worker: str) -> str:
+    """Is there: that worker drains."""
+    return _key("left", worker)
+
+
 def channel(topic: str) -> str:
     """The pub/sub channel of wake-ups on `topic`; channels know no database numbers, hence the prefix."""
     return _key("w", topic)

@@ -7,6 +7,7 @@ from delivery.buffer.clients import aclient, client, reporting
 
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 3.0
+LEFT_SECONDS = 3600
 
 
 def renew(worker: str) -> None:
@@ -16,13 +17,23 @@ def renew(worker: str) -> None:
         pipe = client().pipeline(transaction=False)
         pipe.zadd(keys.workers(), {worker: seconds + micros / 1e6})
         pipe.expire(keys.workers(), int(3 * LEASE_SECONDS))
+        pipe.unlink(keys.left(worker))
         pipe.execute()
 
 
 def leave(worker: str) -> None:
     """Say that `worker` takes no more tasks."""
     with reporting():
-        client().zrem(keys.workers(), worker)
+        pipe = client().pipeline(transaction=False)
+        pipe.zrem(keys.workers(), worker)
+        pipe.set(keys.left(worker), "1", ex=LEFT_SECONDS)
+        pipe.execute()
+
+
+def left(worker: str) -> bool:
+    """Return whether `worker` has said so."""
+    with reporting():
+        return bool(client().exists(keys.left(worker)))
 
 
 async def alive() -> frozenset[str]:

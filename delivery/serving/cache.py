@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -41,6 +42,7 @@ class BlockCache:
         self._groups: OrderedDict[tuple[UUID, int], Group] = OrderedDict()
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
         self._ahead: OrderedDict[tuple[UUID, int], None] = OrderedDict()
+        self._staged: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
 
     def peek(self, payload: UUID, group: int) -> Group | None:
         """Return a group if it is here, without waiting."""
@@ -48,6 +50,18 @@ class BlockCache:
         if found is not None:
             self._groups.move_to_end((payload, group))
         return found
+
+    def staged_by(self, payload: UUID, since: float) -> str | None:
+        """Return the worker that staged a range of a payload last, if that was after `since` (monotonic seconds)."""
+        worker, at = self._staged.get(payload, ("", 0.0))
+        return worker if at >= since else None
+
+    def note_staged(self, payload: UUID, worker: str) -> None:
+        """Note which worker has just staged a range of a payload."""
+        self._staged[payload] = (worker, time.monotonic())
+        self._staged.move_to_end(payload)
+        if len(self._staged) > MOST_REMEMBERED:
+            self._staged.popitem(last=False)
 
     async def get(self, payload: UUID, size: int, group: int) -> Group:
         """Return a group of blocks of a payload of `size` bytes, fetched at most once however many ask.
@@ -171,4 +185,5 @@ class _Fetch:
             self._woken.set()
         elif event in ("staged", "unstaged") and message.get("range") == self._range:
             self._failures += event == "unstaged"
+            self._process.cache.note_staged(self._payload, str(message.get("worker", "")))
             self._woken.set()

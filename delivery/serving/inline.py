@@ -29,6 +29,7 @@ class InlineIntake:
         self._reports = reports
         self._data = bytearray()  # from chunk `receiver.handed` on
         self._woken = asyncio.Event()
+        self._hurried = False
 
     def keep(self, chunk: Chunk) -> None:
         self._data += chunk.data
@@ -36,6 +37,16 @@ class InlineIntake:
 
     def wake(self) -> None:
         self._woken.set()
+
+    def hurry(self) -> None:
+        """Have all that was taken in stored now."""
+        self._hurried = True
+        self._woken.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was taken in is stored."""
+        return self.receiver.stored >= self.receiver.received
 
     async def run(self) -> Finished:
         """Take in everything; return once the payload is complete. Raises `TransferAborted`."""
@@ -58,7 +69,7 @@ class InlineIntake:
     async def _step(self) -> Finished | None:
         if self.receiver.finish is not None and self.receiver.received == self.receiver.chunks:
             return await self._complete()
-        await self._store_due(rest=False)
+        await self._store_due(rest=self._hurried)
         return None
 
     async def _store_due(self, *, rest: bool) -> None:

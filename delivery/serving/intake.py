@@ -76,6 +76,7 @@ class Intake:
         self._finished: Finished | None = None
         self._storage_failures = 0
         self._buffer_failed_at: float | None = None
+        self._hurried = False
         self._seal_attempt = 0
         self._seal_at = 0.0
 
@@ -96,6 +97,16 @@ class Intake:
     def wake(self) -> None:
         """Look for what is due."""
         self._woken.set()
+
+    def hurry(self) -> None:
+        """Have all that was taken in stored now: the connection is about to be closed."""
+        self._hurried = True
+        self._woken.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was taken in is stored."""
+        return self.receiver.stored >= self.receiver.received
 
     async def run(self) -> Finished:
         """Take in everything; return once the payload is complete.
@@ -145,7 +156,7 @@ class Intake:
         if self._pending:
             await self._flush_some()
         now = time.monotonic()
-        while (run := self.receiver.next_run(now)) is not None:
+        while (run := self.receiver.rest(now) if self._hurried else self.receiver.next_run(now)) is not None:
             self._add_order(run)
         await self._ask(now)
         if self.receiver.complete:

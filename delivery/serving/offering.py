@@ -9,6 +9,7 @@ from uuid import UUID
 
 from delivery.protocol.connection import MAX_UNANSWERED_OFFERS
 from delivery.protocol.messages import DeliveryOffer
+from delivery.serving import delivering
 from delivery.serving.outflow import Outflow
 from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
@@ -79,4 +80,4 @@ class Offering:
             first=waiting.first and waiting.inline is not None,
             now=time.monotonic(),
         )
-        session.add_outflow(Outflow(session.process, sender, waiting, session.wake))
+        delivering.begin(session, Outflow(session.process, sender, waiting, session.wake))

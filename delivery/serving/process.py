@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
 from django.db import DatabaseError, connections
@@ -23,9 +23,6 @@ from delivery.errors import BufferUnavailable
 from delivery.serving.cache import BlockCache
 from delivery.transfers import deliveries, events
 
-if TYPE_CHECKING:
-    from delivery.serving.session import Session
-
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -36,6 +33,12 @@ POSITIONS_SECONDS = 5.0
 WORKERS_SECONDS = 2.0
 
 
+class Leaver(Protocol):
+    """A connection that can be told to go away."""
+
+    async def leave(self, reason: str) -> None: ...
+
+
 class Process:
     """The shared parts. All methods belong to its event loop."""
 
@@ -43,7 +46,7 @@ class Process:
         options = conf.current()
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
-        self.sessions: set[Session] = set()
+        self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
         self.draining = False
         self._positions: dict[tuple[UUID, str], int] = {}
         self._workers: frozenset[str] = frozenset()
@@ -102,6 +105,10 @@ class Process:
                 self._workers = frozenset()
             self._workers_at = time.monotonic() if self._workers else -WORKERS_SECONDS
         return self._workers
+
+    def forget_workers(self) -> None:
+        """Look again for live workers at the next question: one came or went."""
+        self._workers_at = -WORKERS_SECONDS
 
     def note_position(self, transfer: UUID, client: str, position: int) -> None:
         """Note how far a client is, in bytes; written with all others within 5 s."""

@@ -10,24 +10,24 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from delivery import conf, notify, policy
 from delivery.buffer import clients
-from delivery.errors import BufferUnavailable, ProtocolViolation, Refused, StorageUnavailable, TransferAborted
+from delivery.errors import BufferUnavailable, ProtocolViolation
 from delivery.protocol import events, messages
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.protocol.sender import Sender
-from delivery.serving import login, process, uploading
+from delivery.serving import delivering, leaving, login, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
 from delivery.serving.login import Refusal
 from delivery.serving.offering import Offering
 from delivery.serving.outflow import Outflow
-from delivery.transfers import deliveries, ending, uploads
+from delivery.serving.writer import ConnectionClosed, Socket, Writer
+from delivery.transfers import deliveries
 from delivery.transfers.holders import Holder
 
 logger = logging.getLogger(__name__)
@@ -37,26 +37,6 @@ UNFLUSHED_SECONDS = 15.0
 TICK_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 DETACH_SECONDS = 5.0
-
-
-class ConnectionClosed(Exception):
-    """The socket takes nothing more: its peer is gone."""
-
-
-class Socket(Protocol):
-    """What a session needs of its consumer. Sending raises `ConnectionClosed` once the peer is gone."""
-
-    channel_name: str
-
-    async def send_text(self, text: str) -> None: ...
-
-    async def send_bytes(self, data: bytes) -> None: ...
-
-    async def close(self, code: int, reason: str) -> None: ...
-
-    async def join(self, group: str) -> None: ...
-
-    def abandon(self) -> None: ...
 
 
 class Session:
@@ -83,17 +63,17 @@ class Session:
         )
         self.offering = Offering(self, chunk_size=options.chunk_size, most_live=options.max_live_transfers)
         self.close_code: int | None = None
+        self.leaving = False  # flushing before a planned close: nothing more is taken in
+        self._writer = Writer(socket, self.connection, self.outflows)
         self._socket = socket
         self._options = options
-        self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing: tuple[int, str] | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self.process.sessions.add(self)
-        self.spawn(self._write(), "writer")
+        self.spawn(self._writer.run(), "writer")
         self.spawn(self._tick(), "ticker")
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -116,7 +96,6 @@ class Session:
 
     async def end(self, code: int | None) -> None:
         """Let go of everything: the socket is gone. `code`: the close code that came, None where none did."""
-        self.process.sessions.discard(self)
         self.close_code = self.close_code or code
         for task in list(self._tasks):
             task.cancel()
@@ -126,35 +105,19 @@ class Session:
                 await self._detach_all()
         except TimeoutError:
             logger.warning("connection of %s: detaching took longer than %s s", self.client, DETACH_SECONDS)
+        finally:
+            self.process.sessions.discard(self)
 
     async def _detach_all(self) -> None:
         for intake in self.intakes.values():
-            await self.detach_intake(intake)
+            await uploading.detach(self, intake)
         for outflow in self.outflows.values():
-            await self._detach_outflow(outflow)
-
-    async def detach_intake(self, intake: Intake | InlineIntake) -> None:
-        """Store what was taken in, and note that nobody holds the upload."""
-        await intake.detach()
-        session = self.require_holder().session
-        await self.process.db(uploads.detach, intake.opened.transfer, session, close_code=self.close_code)
-
-    async def _detach_outflow(self, outflow: Outflow) -> None:
-        if outflow.granted:
-            self.note_position(outflow)
-            await self.process.write_positions()
-            transfer, channel = outflow.waiting.transfer, self._socket.channel_name
-            await self.process.db(deliveries.detach, transfer, self.client, channel, close_code=self.close_code)
+            await delivering.detach(self, outflow)
 
     def close(self, code: int, reason: str, *, going_away: messages.GoingAway | None = None) -> None:
         """Send what is in the outbox, then close. Says `going_away` first where given."""
-        if self._closing is None:
-            if going_away is not None:
-                self.connection.outbox.append(going_away)
-                self.connection.going_away = True
-            self._closing = (code, reason)
+        if self._writer.close(code, reason, going_away=going_away):
             self.close_code = code
-            self.wake()
 
     def refuse(self, violation: ProtocolViolation) -> None:
         """Close because the peer broke the protocol."""
@@ -163,19 +126,23 @@ class Session:
             going_away = messages.GoingAway(reason="rate", retry_after=self._options.retry_max)
         self.close(violation.code, violation.reason, going_away=going_away)
 
+    async def leave(self, reason: str) -> None:
+        """Go away: `reason` of PROTOCOL section 6."""
+        await leaving.leave(self, reason)
+
     def wake(self) -> None:
         """There may be something to write."""
-        self._woken.set()
+        self._writer.wake()
 
     @property
     def closing(self) -> bool:
-        return self._closing is not None
+        return self._writer.closing is not None
 
     # -- what comes --------------------------------------------------------------------------------------------------
 
     async def text(self, text: str) -> None:
         """Take a text message."""
-        if self._closing is None:
+        if not self._deaf():
             try:
                 self.act(self.connection.receive_text(text, time.monotonic()))
             except ProtocolViolation as violation:
@@ -184,7 +151,7 @@ class Session:
 
     async def data(self, data: bytes) -> None:
         """Take a binary message. Waits where too much of this connection is in memory alone: TCP slows the peer down."""
-        if self._closing is not None:
+        if self._deaf():
             return
         try:
             self.act(self.connection.receive_bytes(data, time.monotonic()))
@@ -194,6 +161,10 @@ class Session:
             return
         if self._unflushed() >= UNFLUSHED_BYTES:
             await self._until_flushed()
+
+    def _deaf(self) -> bool:
+        """Return whether what comes is discarded: we are going away, and the peer may not know yet."""
+        return self.leaving or self.closing
 
     def _unflushed(self) -> int:
         return sum(intake.unflushed for intake in self.intakes.values())
@@ -217,21 +188,21 @@ class Session:
             case events.ChunkKept():
                 uploading.keep(self, event.receiver, event.chunk)
             case events.Acked():
-                self._on_acked(event)
+                delivering.acked(self, event)
             case events.Finished():
                 self._wake_intake(event.receiver)
             case events.Offered():
                 self.spawn(uploading.answer(self, event.receiver), "offer")
             case events.Accepted():
-                self.spawn(self._take(event.sender), "accept")
+                self.spawn(delivering.accepted(self, event.sender), "accept")
             case events.Completed():
-                self.spawn(self._delivered(event.sender), "done")
+                self.spawn(delivering.done(self, event.sender), "done")
             case events.Rejected():
-                self.spawn(self._rejected(event.sender, event.message.code), "reject")
+                self.spawn(delivering.rejected(self, event.sender, event.message.code), "reject")
             case events.SenderAborted():
-                self.spawn(self._sender_aborted(event.sender, event.message), "abort")
+                self.spawn(delivering.aborted(self, event.sender, event.message), "abort")
             case events.ReceiverAborted():
-                self.spawn(self._receiver_aborted(event.receiver, event.message), "abort")
+                self.spawn(uploading.aborted(self, event.receiver, event.message), "abort")
             case events.Greeted():
                 self.spawn(self._greet(event.hello), "hello")
             case _:
@@ -290,88 +261,6 @@ class Session:
             raise RuntimeError("no transfer can be held before hello")
         return self.holder
 
-    # -- deliveries --------------------------------------------------------------------------------------------------
-
-    def add_outflow(self, outflow: Outflow) -> None:
-        self.outflows[outflow.sender.handle] = outflow
-        self.spawn(self._flow(outflow), "delivery")
-        self.wake()
-
-    async def _flow(self, outflow: Outflow) -> None:
-        try:
-            await outflow.run()
-        except TransferAborted as aborted:
-            self.drop_outflow(outflow, aborted.code, final=aborted.code != "taken_over")
-        except StorageUnavailable as error:
-            logger.error("%s", error)
-            self.drop_outflow(outflow, "storage_unavailable", final=False)
-
-    def drop_outflow(self, outflow: Outflow, code: str, *, final: bool) -> None:
-        """Tell the peer that a delivery ends here."""
-        self.outflows.pop(outflow.sender.handle, None)
-        if outflow.sender.live:
-            self.connection.abort(outflow.sender, code, final=final)
-        self.offering.set_aside(outflow.waiting.transfer)
-        self.wake()
-
-    async def _take(self, sender: Sender) -> None:
-        outflow = self.outflows[sender.handle]
-        try:
-            displaced = await self.process.db(
-                deliveries.take, outflow.waiting.transfer, self.require_holder(), sender.acked_bytes
-            )
-        except Refused as refused:
-            final = refused.code != "taken_over"
-            return self.drop_outflow(outflow, refused.code, final=final)
-        if displaced:
-            await notify.atell_channel(displaced, "taken_over", transfer=outflow.waiting.transfer.hex, lease=0)
-        outflow.grant()
-        self.offering.look()
-        self.wake()
-
-    def _on_acked(self, event: events.Acked) -> None:
-        outflow = self.outflows.get(event.sender.handle)
-        if outflow is not None:
-            if event.progressed:
-                self.note_position(outflow)
-            outflow.wake()
-
-    def note_position(self, outflow: Outflow) -> None:
-        self.process.note_position(outflow.waiting.transfer, self.client, outflow.sender.acked_bytes)
-
-    async def _delivered(self, sender: Sender) -> None:
-        outflow = self.outflows.pop(sender.handle, None)
-        if outflow is not None:
-            await self.process.db(deliveries.finish, outflow.waiting.transfer, self.client)
-            self.offering.look()
-
-    async def _rejected(self, sender: Sender, code: str) -> None:
-        outflow = self.outflows.pop(sender.handle, None)
-        if outflow is not None:
-            self.offering.set_aside(outflow.waiting.transfer)
-            if code == "declined":
-                await self.process.db(deliveries.decline, outflow.waiting.transfer, self.client)
-            self.offering.look()
-
-    async def _sender_aborted(self, sender: Sender, message: messages.Abort) -> None:
-        outflow = self.outflows.pop(sender.handle, None)
-        if outflow is not None:
-            self.offering.set_aside(outflow.waiting.transfer)
-            if message.final:
-                await self.process.db(deliveries.decline, outflow.waiting.transfer, self.client)
-            else:
-                await self._detach_outflow(outflow)
-            self.offering.look()
-
-    async def _receiver_aborted(self, receiver: Receiver, message: messages.Abort) -> None:
-        intake = self.intakes.pop(receiver.handle, None)
-        if intake is not None:
-            if message.final:
-                by = policy.address_of(self.user)
-                await self.process.db(ending.cancel_payload, intake.opened.payload, by=by)
-            else:
-                await self.detach_intake(intake)
-
     # -- control events ----------------------------------------------------------------------------------------------
 
     def taken_over(self, transfer: UUID, lease: int) -> None:
@@ -381,7 +270,7 @@ class Session:
                 uploading.drop(self, intake, "taken_over", final=False)
         for outflow in list(self.outflows.values()):
             if outflow.waiting.transfer == transfer and lease == 0:
-                self.drop_outflow(outflow, "taken_over", final=False)
+                delivering.drop(self, outflow, "taken_over", final=False)
 
     def ended(self, transfer: UUID, code: str) -> None:
         """A transfer was ended elsewhere: cancelled in the admin, expired by the sweep."""
@@ -390,53 +279,23 @@ class Session:
                 uploading.drop(self, intake, code, final=True)
         for outflow in list(self.outflows.values()):
             if outflow.waiting.transfer == transfer:
-                self.drop_outflow(outflow, code, final=True)
+                delivering.drop(self, outflow, code, final=True)
+
+    def worker_draining(self, worker: str) -> None:
+        """A worker shuts down: go away if it is the one that moves our transfers."""
+        if leaving.served_by(self, worker):
+            self.spawn(self.leave("worker_draining"), "leaving")
+
+    def worker_ready(self) -> None:
+        """A worker has come: what waited for one may go on."""
+        self.process.forget_workers()
+        self.spawn(uploading.release_held(self), "release")
 
     async def arrived(self, address: str) -> None:
         """A payload has arrived for an address that this connection has joined."""
         if address.startswith(policy.GROUP):
             await self.process.db(deliveries.catch_up, self.user.pk, address)
         self.offering.look()
-
-    # -- writing -----------------------------------------------------------------------------------------------------
-
-    async def _write(self) -> None:
-        """Send control messages first, then chunks in turns; at last the close."""
-        while True:
-            self._woken.clear()
-            self.connection.queue_acks(time.monotonic())
-            await self._send_outbox()
-            if self._closing is not None:
-                await self._socket.close(*self._closing)
-                return
-            if not await self._send_chunk():
-                await self._woken.wait()
-
-    async def _send_outbox(self) -> None:
-        outbox = self.connection.outbox
-        while outbox:
-            await self._socket.send_text(messages.encode(outbox.popleft()))
-            self.connection.sent(time.monotonic())
-
-    async def _send_chunk(self) -> bool:
-        """Send the next chunk whose data is here; return whether there was one."""
-        if self._closing is not None:
-            return False
-        for _ in range(len(self.connection.senders)):
-            sender = self.connection.next_turn()
-            if sender is None:
-                return False
-            outflow = self.outflows[sender.handle]
-            if sender.next_span() is None:
-                self.connection.finish(sender, outflow.waiting.sha256)
-                return True
-            if (frame := outflow.frame()) is not None:
-                now = time.monotonic()
-                sender.chunk_sent(sender.next_seq, now)
-                self.connection.sent(now)
-                await self._socket.send_bytes(frame)
-                return True
-        return False
 
     # -- time --------------------------------------------------------------------------------------------------------
 
@@ -445,6 +304,7 @@ class Session:
             now = time.monotonic()
             await asyncio.sleep(min(TICK_SECONDS, max(0.0, self.connection.wake_at() - now)) or 0.05)
             self._tick_once(time.monotonic())
+            await uploading.release_held(self)
             self.wake()
         # The peer does not read: what waits to be sent, the close among it, is given up.
         await asyncio.sleep(CLOSE_SECONDS)
@@ -461,7 +321,7 @@ class Session:
                 uploading.drop(self, intake, "stalled", final=False)
         for outflow in list(self.outflows.values()):
             if outflow.sender.stalled(now):
-                self.drop_outflow(outflow, "stalled", final=False)
+                delivering.drop(self, outflow, "stalled", final=False)
 
     def terms(self) -> Terms:
         options = self._options

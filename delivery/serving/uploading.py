@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from delivery import dispatch, notify
+from delivery import dispatch, notify, policy
 from delivery.buffer import chunks
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
+from delivery.protocol import messages
 from delivery.protocol.frames import Chunk
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
@@ -69,13 +70,13 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     offer = receiver.offer
     if not isinstance(offer, UploadOffer):
         raise Refused("unsupported")
-    if session.process.draining or session.closing:
+    if session.process.draining or session.leaving or session.closing:
         raise Refused("draining")
     key = UUID(offer.transfer)
     earlier = await session.process.db(uploads.find, session.user.pk, key)
-    if earlier is not None:
-        await _settle(session, earlier)
     workers = bool(await session.process.workers_alive())
+    if earlier is not None and workers:
+        await _settle(session, earlier)
     return await session.process.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
 
 
@@ -86,7 +87,12 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
     receiver.size = opened.size if receiver.size is None else receiver.size
     terms = session.terms()
     session.connection.accept(
-        receiver, stored=opened.stored, terms=terms, now=time.monotonic(), expires=_iso(opened.expires)
+        receiver,
+        stored=opened.stored,
+        terms=terms,
+        now=time.monotonic(),
+        expires=_iso(opened.expires),
+        hold=opened.hold,
     )
     kind = InlineIntake if opened.inline else Intake
     reports = Reports(changed=session.wake, rewind=lambda which, seq: _rewind(session, which, seq))
@@ -133,8 +139,36 @@ def drop(session: Session, intake: Intake | InlineIntake, code: str, *, final: b
         session.connection.queue_acks(time.monotonic())
         session.connection.abort(intake.receiver, code, message, final=final)
     if not final:
-        session.spawn(session.detach_intake(intake), "detach")
+        session.spawn(detach(session, intake), "detach")
     session.wake()
+
+
+async def release_held(session: Session) -> None:
+    """Give credit to uploads that resumed while no worker lived, as soon as one does."""
+    held = [intake.receiver for intake in session.intakes.values() if intake.receiver.held]
+    if held and await session.process.workers_alive():
+        for receiver in held:
+            receiver.release()
+        session.wake()
+
+
+async def aborted(session: Session, receiver: Receiver, message: messages.Abort) -> None:
+    """The sender ended it, for good or on this connection; or we did, with the third nack of one chunk."""
+    intake = session.intakes.pop(receiver.handle, None)
+    if intake is None:
+        return
+    if message.final:
+        by = policy.address_of(session.user)
+        await session.process.db(ending.cancel_payload, intake.opened.payload, by=by)
+    else:
+        await detach(session, intake)
+
+
+async def detach(session: Session, intake: Intake | InlineIntake) -> None:
+    """Store what was taken in, and note that nobody holds the upload."""
+    await intake.detach()
+    holder = session.require_holder()
+    await session.process.db(uploads.detach, intake.opened.transfer, holder.session, close_code=session.close_code)
 
 
 def _rewind(session: Session, receiver: Receiver, seq: int) -> None:

@@ -68,7 +68,8 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
         events.note("unsealed", payload=payload_id, error=type(error).__name__)
         return notify.wake(payload_id, "unsealed", worker=worker)
     if digest is None:
-        return _release(payload_id, sealer)
+        _release(payload_id, sealer)
+        return notify.wake(payload_id, "unsealed", worker=worker)
     completing.complete(payload_id, digest, sealer=sealer)
     return None
 

@@ -36,6 +36,7 @@ class Opened:
     stored: int
     size: int | None
     inline: bool
+    hold: bool  # nobody could store its chunks now: no credit until somebody can
     expires: datetime.datetime
     displaced: str  # channel of the connection that held it until now; empty where none did
 
@@ -76,8 +77,8 @@ def find(user: Any, key: UUID) -> Earlier | None:
 def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
     """Take an offer: begin a new upload, or resume the one that has its id.
 
-    `workers`: whether any worker lives; without one, only what needs none is taken. Raises `Refused` with a reject
-    code of PROTOCOL section 2; a refused offer changes nothing.
+    `workers`: whether any worker lives; without one, nothing new that needs one is taken, and what resumes gets no
+    credit yet. Raises `Refused` with a reject code of PROTOCOL section 2; a refused offer changes nothing.
     """
     key = UUID(offer.transfer)
     for _ in range(3):
@@ -108,7 +109,8 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers:
     options = conf.current()
     now = timezone.now()
     inline = offer.size is not None and offer.size <= options.inline_limit
-    _check_workers(needed=not inline, workers=workers)
+    if not inline and not workers:
+        raise Refused("busy", "no worker takes the queue's tasks", retry_after=BUSY_SECONDS)
     payload = Payload.objects.create(
         owner=user,
         name=names.clean(offer.name),
@@ -124,7 +126,7 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers:
     _hold(row, holder, now)
     row.save(force_insert=True)
     events.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(addresses))
-    return _opened(row, payload, displaced="")
+    return _opened(row, payload, displaced="", hold=False)
 
 
 def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
@@ -136,19 +138,13 @@ def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool)
         raise Refused(_code_of(row))
     if row.client == holder.client and row.channel and row.session_order > holder.order:
         raise Refused("taken_over")
-    _check_workers(needed=payload.inline is None, workers=workers)
     displaced = row.channel if row.channel != holder.channel else ""
     learn(payload, offer.size, offer.sha256)
     _drop_beyond_gap(row)
     _hold(row, holder, timezone.now())
     row.save()
     events.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
-    return _opened(row, payload, displaced)
-
-
-def _check_workers(*, needed: bool, workers: bool) -> None:
-    if needed and not workers:
-        raise Refused("busy", "no worker lives", retry_after=BUSY_SECONDS)
+    return _opened(row, payload, displaced, hold=payload.inline is None and not workers)
 
 
 def _check_same(payload: Payload, offer: UploadOffer) -> None:
@@ -202,7 +198,7 @@ def _drop_beyond_gap(row: Transfer) -> None:
     transaction.on_commit(lambda: payloads.delete_files(stray))
 
 
-def _opened(row: Transfer, payload: Payload, displaced: str) -> Opened:
+def _opened(row: Transfer, payload: Payload, displaced: str, *, hold: bool) -> Opened:
     inline = payload.inline is not None
     return Opened(
         transfer=row.id,
@@ -211,6 +207,7 @@ def _opened(row: Transfer, payload: Payload, displaced: str) -> Opened:
         stored=row.position,
         size=payload.size,
         inline=inline,
+        hold=hold,
         expires=row.expires_at or timezone.now(),
         displaced=displaced,
     )

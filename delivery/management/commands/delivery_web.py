@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 from delivery import conf
 from delivery.launch import environment
 from delivery.launch.web import Server, WebOptions
+from delivery.serving import leaving
 
 
 class Command(BaseCommand):
@@ -41,7 +42,7 @@ class Command(BaseCommand):
             proxy_headers=proxy_headers,
             forwarded_allow_ips=forwarded_allow_ips,
         )
-        Server(web.config(_application()), drain_seconds=current.drain_grace).run()
+        Server(web.config(_application()), before_close=leaving.drain_process, drain_seconds=current.drain_grace).run()
 
 
 def _application() -> Any:

@@ -1,0 +1,114 @@
+"""Deliveries of one connection: accepted, acked, done, declined, ended. The counterpart of `uploading`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from delivery import notify
+from delivery.errors import Refused, StorageUnavailable, TransferAborted
+from delivery.protocol import events, messages
+from delivery.protocol.sender import Sender
+from delivery.serving.outflow import Outflow
+from delivery.transfers import deliveries
+
+if TYPE_CHECKING:
+    from delivery.serving.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def begin(session: Session, outflow: Outflow) -> None:
+    """Serve a delivery that has just been offered."""
+    session.outflows[outflow.sender.handle] = outflow
+    session.spawn(_flow(session, outflow), "delivery")
+    session.wake()
+
+
+async def _flow(session: Session, outflow: Outflow) -> None:
+    try:
+        await outflow.run()
+    except TransferAborted as aborted:
+        drop(session, outflow, aborted.code, final=True)
+    except StorageUnavailable as error:
+        logger.error("%s", error)
+        drop(session, outflow, "storage_unavailable", final=False)
+
+
+def drop(session: Session, outflow: Outflow, code: str, *, final: bool) -> None:
+    """Tell the peer that a delivery ends here."""
+    session.outflows.pop(outflow.sender.handle, None)
+    if outflow.sender.live:
+        session.connection.abort(outflow.sender, code, final=final)
+    session.offering.set_aside(outflow.waiting.transfer)
+    session.wake()
+
+
+async def accepted(session: Session, sender: Sender) -> None:
+    """Enter an accept into the rows, and let chunks flow."""
+    outflow = session.outflows[sender.handle]
+    try:
+        displaced = await session.process.db(
+            deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
+        )
+    except Refused as refused:
+        drop(session, outflow, refused.code, final=refused.code != "taken_over")
+        return
+    if displaced:
+        await notify.atell_channel(displaced, "taken_over", transfer=outflow.waiting.transfer.hex, lease=0)
+    outflow.grant()
+    session.offering.look()
+    session.wake()
+
+
+def acked(session: Session, event: events.Acked) -> None:
+    """Note how far the client is, and go on with the credit that it gave."""
+    outflow = session.outflows.get(event.sender.handle)
+    if outflow is not None:
+        if event.progressed:
+            _note_position(session, outflow)
+        outflow.wake()
+
+
+def _note_position(session: Session, outflow: Outflow) -> None:
+    session.process.note_position(outflow.waiting.transfer, session.client, outflow.sender.acked_bytes)
+
+
+async def done(session: Session, sender: Sender) -> None:
+    """The client has all of it."""
+    outflow = session.outflows.pop(sender.handle, None)
+    if outflow is not None:
+        await session.process.db(deliveries.finish, outflow.waiting.transfer, session.client)
+        session.offering.look()
+
+
+async def rejected(session: Session, sender: Sender, code: str) -> None:
+    """The client does not want it now, or, where it declined, not at all."""
+    outflow = session.outflows.pop(sender.handle, None)
+    if outflow is not None:
+        session.offering.set_aside(outflow.waiting.transfer)
+        if code == "declined":
+            await session.process.db(deliveries.decline, outflow.waiting.transfer, session.client)
+        session.offering.look()
+
+
+async def aborted(session: Session, sender: Sender, message: messages.Abort) -> None:
+    """The client ended it, for good or on this connection."""
+    outflow = session.outflows.pop(sender.handle, None)
+    if outflow is not None:
+        session.offering.set_aside(outflow.waiting.transfer)
+        if message.final:
+            await session.process.db(deliveries.decline, outflow.waiting.transfer, session.client)
+        else:
+            await detach(session, outflow)
+        session.offering.look()
+
+
+async def detach(session: Session, outflow: Outflow) -> None:
+    """Note how far it got, and that nobody holds it."""
+    if outflow.granted:
+        _note_position(session, outflow)
+        await session.process.write_positions()
+        channel = session.require_holder().channel
+        transfer = outflow.waiting.transfer
+        await session.process.db(deliveries.detach, transfer, session.client, channel, close_code=session.close_code)

@@ -1,0 +1,93 @@
+"""What goes out on one connection: control messages first, then chunks in turns; at last the close."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from delivery.protocol import messages
+from delivery.protocol.connection import Connection
+from delivery.serving.outflow import Outflow
+
+
+class ConnectionClosed(Exception):
+    """The socket takes nothing more: its peer is gone."""
+
+
+class Socket(Protocol):
+    """What a connection's drivers need of its consumer. Sending raises `ConnectionClosed` once the peer is gone."""
+
+    channel_name: str
+
+    async def send_text(self, text: str) -> None: ...
+
+    async def send_bytes(self, data: bytes) -> None: ...
+
+    async def close(self, code: int, reason: str) -> None: ...
+
+    async def join(self, group: str) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class Writer:
+    """The one task that writes to a socket. Belongs to the event loop of its connection."""
+
+    def __init__(self, socket: Socket, connection: Connection, outflows: dict[int, Outflow]) -> None:
+        self.closing: tuple[int, str] | None = None
+        self._socket = socket
+        self._connection = connection
+        self._outflows = outflows
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        self._woken.set()
+
+    def close(self, code: int, reason: str, *, going_away: messages.GoingAway | None = None) -> bool:
+        """Send what is in the outbox, then close; `going_away` is said before. Returns False where it closes already."""
+        if self.closing is not None:
+            return False
+        if going_away is not None:
+            self._connection.outbox.append(going_away)
+            self._connection.going_away = True
+        self.closing = (code, reason)
+        self.wake()
+        return True
+
+    async def run(self) -> None:
+        """Write until the connection is closed. Waits while the peer does not read. Raises `ConnectionClosed`."""
+        while True:
+            self._woken.clear()
+            self._connection.queue_acks(time.monotonic())
+            await self._send_outbox()
+            if self.closing is not None:
+                await self._socket.close(*self.closing)
+                return
+            if not await self._send_chunk():
+                await self._woken.wait()
+
+    async def _send_outbox(self) -> None:
+        outbox = self._connection.outbox
+        while outbox:
+            await self._socket.send_text(messages.encode(outbox.popleft()))
+            self._connection.sent(time.monotonic())
+
+    async def _send_chunk(self) -> bool:
+        """Send the next chunk whose data is here, or a `finish`; return whether there was one."""
+        for _ in range(len(self._connection.senders)):
+            sender = self._connection.next_turn()
+            if sender is None:
+                return False
+            outflow = self._outflows[sender.handle]
+            if sender.next_span() is None:
+                self._connection.finish(sender, outflow.waiting.sha256)
+                return True
+            if (frame := outflow.frame()) is not None:
+                now = time.monotonic()
+                sender.chunk_sent(sender.next_seq, now)
+                self._connection.sent(now)
+                await self._socket.send_bytes(frame)
+                return True
+        return False
