@@ -67,6 +67,10 @@ class OperatorAdmin(_Admin):
         """Return the cells that tell an operator what `obj` is, beside its name, on a confirmation page."""
         return ()
 
+    def is_over(self, obj: Any) -> bool:
+        """Return whether `obj` has ended, so that its page offers nothing to do."""
+        return False
+
     def search(self, term: str) -> Q:
         """Return the condition for what an operator typed; `term` is no uuid."""
         raise NotImplementedError
@@ -127,7 +131,7 @@ class OperatorAdmin(_Admin):
         """Add the tables and the actions. Django has checked by now that the page may be seen."""
         name = plain(obj)
         context |= {"subtitle": name, "shown_name": name, "sections": self.sections(obj)}
-        offered = self.get_actions(request)
+        offered = {} if self.is_over(obj) else self.get_actions(request)
         context["buttons"] = [(action.__name__, action.button) for action in self.actions if action.__name__ in offered]
         return super().render_change_form(request, context, add, change, form_url, obj)
 

@@ -158,6 +158,9 @@ class PayloadAdmin(OperatorAdmin):
     def describe(self, obj: Payload) -> Sequence[object]:
         return cells.person(obj.owner), cells.size(obj.size), _state(obj)
 
+    def is_over(self, obj: Payload) -> bool:
+        return obj.state in (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
+
     def sections(self, obj: Any) -> Sequence[sections.Section]:
         notices = sections.notices(Notice.objects.filter(payload=obj))
         of_transfers = Q(transfer__in=Transfer.objects.filter(payload=obj))

@@ -18,7 +18,7 @@ from delivery.admin import cells, sections, words
 from delivery.admin.actions import ConfirmedAction, Wording
 from delivery.admin.base import OperatorAdmin, column, moment
 from delivery.admin.filters import LastCloseCodeFilter
-from delivery.models import Direction, Event, Notice, Transfer
+from delivery.models import Direction, Event, Notice, Transfer, TransferState
 
 
 def _cancel(transfer_id: uuid.UUID, *, by: str) -> bool:
@@ -135,6 +135,9 @@ class TransferAdmin(OperatorAdmin):
 
     def describe(self, obj: Transfer) -> Sequence[object]:
         return obj.get_direction_display(), cells.name(str(obj.payload)), cells.person(obj.user), _state(obj)
+
+    def is_over(self, obj: Transfer) -> bool:
+        return obj.state != TransferState.LIVE
 
     def sections(self, obj: Any) -> Sequence[sections.Section]:
         notices = sections.notices(Notice.objects.filter(transfer=obj))

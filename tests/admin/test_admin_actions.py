@@ -176,6 +176,14 @@ def test_the_detail_page_leads_to_the_confirmation_page(admin_client, payload):
     assert "Cancel these transfers?" in asked.content.decode()
 
 
+def test_what_has_ended_offers_nothing_to_do(admin_client, payload):
+    row = payload.transfers.get()
+    transfers.cancel_payload(payload.pk, by="")
+    for kind, over in (("payload", payload), ("transfer", row)):
+        text = admin_client.get(reverse(f"admin:delivery_{kind}_change", args=(over.pk,))).content.decode()
+        assert "_selected_action" not in text
+
+
 def test_only_so_many_at_once(admin_client, monkeypatch):
     monkeypatch.setattr(actions, "ROWS_AT_ONCE", 2)
     rows = [make_payload() for _ in range(3)]
