@@ -178,7 +178,7 @@ def test_the_detail_page_leads_to_the_confirmation_page(admin_client, payload):
 
 def test_what_has_ended_offers_nothing_to_do(admin_client, payload):
     row = payload.transfers.get()
-    transfers.cancel_payload(payload.pk, by="")
+    post(admin_client, PAYLOADS, "cancel_payloads", payload)
     for kind, over in (("payload", payload), ("transfer", row)):
         text = admin_client.get(reverse(f"admin:delivery_{kind}_change", args=(over.pk,))).content.decode()
         assert "_selected_action" not in text
