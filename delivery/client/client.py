@@ -341,16 +341,20 @@ class Client:
             if final is not None:
                 raise final from error
         plan = self.recovery.refused(random.random())
-        self.tell("refused", error=str(error) or type(error).__name__, wait=round(plan.wait, 3))
+        text = str(error) or type(error).__name__
+        if isinstance(error, websockets.InvalidStatus):
+            text = f"HTTP {error.response.status_code} from {self.url} (is that the right path?)"
+        self.tell("refused", error=text, wait=round(plan.wait, 3))
         return plan
 
     def _closed(self, link: Link, how: Closed) -> Plan:
         if self._closing.is_set():
             return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
         plan = self.recovery.closed(how, random.random())
-        self.tell("closed", code=how.code, reason=link.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size)
         if plan.stop:
+            self.tell("closed", code=how.code, reason=link.reason, wait=None, chunk_size=plan.chunk_size)
             raise stopped(how.code, link.reason, max_message=link.max_message, chunk_size=plan.chunk_size)
+        self.tell("closed", code=how.code, reason=link.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size)
         if plan.shrunk:
             self._ceilings.remember(self.url, plan.chunk_size)
         return plan

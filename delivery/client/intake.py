@@ -98,6 +98,7 @@ class Intake:
             return saved
         self.accepted = True
         held = self.incoming.held
+        # Early data that came damaged is asked for again by the core; nothing of it was kept.
         self._core.accept(self.receiver, stored=sink.position, terms=self._terms, now=time.monotonic(), hold=held)
         self.incoming.accepted(sink.position)
         self._wake_link()

@@ -115,7 +115,7 @@ class BarReport:
     def event(self, name: str, details: dict[str, Any]) -> None:
         if name in ("connected", "summary"):
             return
-        self._console.print(sentence(name, details), markup=False, style="red" if name == "failed" else None)
+        self._console.print(sentence(name, details), markup=False, soft_wrap=True, style="red" if name == "failed" else None)
 
     def progress(self, label: str, progress: Progress) -> None:
         task = self._tasks.get(progress.transfer)
@@ -139,7 +139,8 @@ def sentence(name: str, details: dict[str, Any]) -> str:
         case "closed":
             code = details["code"]
             meaning = details["reason"] or (CLOSE_CODES[code].reason if code in CLOSE_CODES else "closed")
-            return f"connection closed: {code} {meaning}; on again in {details['wait']:.1f} s"
+            again = "" if details["wait"] is None else f"; connecting again in {details['wait']:.1f} s"
+            return f"connection closed: {code} {meaning}{again}"
         case "refused":
             return f"cannot connect: {details['error']}; trying again in {details['wait']:.1f} s"
         case "resumed":

@@ -147,7 +147,8 @@ class Upload:
 
     def offer(self) -> UploadOffer:
         """Return what to offer. Raises `IntegrityError` where the source changed since it was opened."""
-        self.source.check()
+        if not self.must_tell:  # else it is over, and its source is closed
+            self.source.check()
         return replace(self._offer, size=self.source.size)
 
     def report(self, *, progressed: bool) -> None:
