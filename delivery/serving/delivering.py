@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def begin(session: Session, outflow: Outflow) -> None:
     """Serve a delivery that has just been offered."""
     session.outflows[outflow.sender.handle] = outflow
-    session.spawn(_flow(session, outflow), "delivery")
+    outflow.task = session.spawn(_flow(session, outflow), "delivery")
     session.wake()
 
 
@@ -37,16 +38,26 @@ async def _flow(session: Session, outflow: Outflow) -> None:
 
 def drop(session: Session, outflow: Outflow, code: str, *, final: bool) -> None:
     """Tell the peer that a delivery ends here."""
-    session.outflows.pop(outflow.sender.handle, None)
+    _let_go(session, outflow.sender)
     if outflow.sender.live:
         session.connection.abort(outflow.sender, code, final=final)
     session.offering.set_aside(outflow.waiting.transfer)
     session.wake()
 
 
+def _let_go(session: Session, sender: Sender) -> Outflow | None:
+    """Take a delivery from its connection and end its run; return it, None where that was done already."""
+    outflow = session.outflows.pop(sender.handle, None)
+    if outflow is not None and outflow.task is not None and outflow.task is not asyncio.current_task():
+        outflow.task.cancel()
+    return outflow
+
+
 async def accepted(session: Session, sender: Sender) -> None:
     """Enter an accept into the rows, and let chunks flow."""
-    outflow = session.outflows[sender.handle]
+    outflow = session.outflows.get(sender.handle)
+    if outflow is None:  # ended in this moment
+        return
     try:
         displaced = await session.process.db(
             deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
@@ -76,7 +87,7 @@ def _note_position(session: Session, outflow: Outflow) -> None:
 
 async def done(session: Session, sender: Sender) -> None:
     """The client has all of it."""
-    outflow = session.outflows.pop(sender.handle, None)
+    outflow = _let_go(session, sender)
     if outflow is not None:
         await session.process.db(deliveries.finish, outflow.waiting.transfer, session.client)
         session.offering.look()
@@ -84,7 +95,7 @@ async def done(session: Session, sender: Sender) -> None:
 
 async def rejected(session: Session, sender: Sender, code: str) -> None:
     """The client does not want it now, or, where it declined, not at all."""
-    outflow = session.outflows.pop(sender.handle, None)
+    outflow = _let_go(session, sender)
     if outflow is not None:
         session.offering.set_aside(outflow.waiting.transfer)
         if code == "declined":
@@ -94,7 +105,7 @@ async def rejected(session: Session, sender: Sender, code: str) -> None:
 
 async def aborted(session: Session, sender: Sender, message: messages.Abort) -> None:
     """The client ended it, for good or on this connection."""
-    outflow = session.outflows.pop(sender.handle, None)
+    outflow = _let_go(session, sender)
     if outflow is not None:
         session.offering.set_aside(outflow.waiting.transfer)
         if message.final:

@@ -25,6 +25,7 @@ class InlineIntake:
         self.receiver = receiver
         self.opened = opened
         self.lease = opened.lease
+        self.task: asyncio.Task[None] | None = None  # runs it
         self._process = process
         self._reports = reports
         self._data = bytearray()  # from chunk `receiver.handed` on

@@ -59,6 +59,7 @@ class Intake:
         self.receiver = receiver
         self.opened = opened
         self.lease = opened.lease
+        self.task: asyncio.Task[None] | None = None  # runs it
         self.worker = ""  # that moved it last
         self.worker_at = 0.0
         self._process = process

@@ -26,6 +26,7 @@ class Outflow:
         self.sender = sender
         self.waiting = waiting
         self.granted = False  # its accept has been entered into the rows
+        self.task: asyncio.Task[None] | None = None  # runs it
         self._process = process
         self._changed = changed
         self._groups: dict[int, Group] = {}

@@ -61,7 +61,11 @@ async def answer(session: Session, receiver: Receiver) -> None:
         return
     if isinstance(opened, Finished):
         session.early.pop(receiver.handle, None)
-        _done(session, receiver, opened)
+        if receiver.expected_digests() - {opened.sha256}:  # an early `finish` that contradicts what is stored
+            session.connection.reject(receiver, "mismatch")
+            session.wake()
+        else:
+            _done(session, receiver, opened)
         return
     await _accept(session, receiver, opened)
 
@@ -102,7 +106,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         session.intakes[receiver.handle] = intake
         if early is not None and receiver.received > receiver.stored:
             intake.keep(early)
-        session.spawn(_take_in(session, intake), "upload")
+        intake.task = session.spawn(_take_in(session, intake), "upload")
     session.wake()
     if opened.displaced:
         await notify.atell_channel(opened.displaced, "taken_over", transfer=opened.transfer.hex, lease=opened.lease)
@@ -133,7 +137,7 @@ def _done(session: Session, receiver: Receiver, finished: Finished) -> None:
 
 def drop(session: Session, intake: Intake | InlineIntake, code: str, *, final: bool, message: str = "") -> None:
     """Tell the peer that an upload ends here; what was taken in is stored where it is to go on elsewhere."""
-    if session.intakes.pop(intake.receiver.handle, None) is None:
+    if _let_go(session, intake.receiver) is None:
         return
     if intake.receiver.live:
         session.connection.queue_acks(time.monotonic())
@@ -154,10 +158,12 @@ async def release_held(session: Session) -> None:
 
 async def aborted(session: Session, receiver: Receiver, message: messages.Abort) -> None:
     """The sender ended it, for good or on this connection; or we did, with the third nack of one chunk."""
-    intake = session.intakes.pop(receiver.handle, None)
+    intake = _let_go(session, receiver)
     if intake is None:
         return
-    if message.final:
+    if message.final and message.code == "too_large":  # it was we who found that
+        await session.process.db(ending.fail, intake.opened.payload, message.code)
+    elif message.final:
         by = policy.address_of(session.user)
         await session.process.db(ending.cancel_payload, intake.opened.payload, by=by)
     else:
@@ -166,9 +172,21 @@ async def aborted(session: Session, receiver: Receiver, message: messages.Abort)
 
 async def detach(session: Session, intake: Intake | InlineIntake) -> None:
     """Store what was taken in, and note that nobody holds the upload."""
+    if intake.task is not None:
+        await asyncio.wait([intake.task])  # two may not flush at once
     await intake.detach()
     holder = session.require_holder()
-    await session.process.db(uploads.detach, intake.opened.transfer, holder.session, close_code=session.close_code)
+    await session.process.db(
+        uploads.detach, intake.opened.transfer, holder.session, lease=intake.lease, close_code=session.close_code
+    )
+
+
+def _let_go(session: Session, receiver: Receiver) -> Intake | InlineIntake | None:
+    """Take an upload from its connection and end its run; return it, None where that was done already."""
+    intake = session.intakes.pop(receiver.handle, None)
+    if intake is not None and intake.task is not None and intake.task is not asyncio.current_task():
+        intake.task.cancel()
+    return intake
 
 
 def _rewind(session: Session, receiver: Receiver, seq: int) -> None:
@@ -181,7 +199,7 @@ async def _abandoned(session: Session, opened: Opened | Finished) -> None:
     """The sender ended the upload while we were answering its offer."""
     if isinstance(opened, Opened):
         holder = session.require_holder()
-        await session.process.db(uploads.detach, opened.transfer, holder.session, close_code=None)
+        await session.process.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)
 
 
 async def _settle(session: Session, earlier: Earlier) -> None:

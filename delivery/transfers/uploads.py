@@ -245,9 +245,9 @@ def position(transfer: UUID) -> tuple[int, int, str]:
     return found or (0, 0, "")
 
 
-def detach(transfer: UUID, session: str, *, close_code: int | None) -> None:
-    """Note that the connection `session` no longer holds a transfer; a newer holder is left alone."""
-    Transfer.objects.filter(pk=transfer, session=session, state=TransferState.LIVE).update(
+def detach(transfer: UUID, session: str, *, lease: int, close_code: int | None) -> None:
+    """Note that the connection `session` no longer holds a transfer under `lease`; a newer holder is left alone."""
+    Transfer.objects.filter(pk=transfer, session=session, lease=lease, state=TransferState.LIVE).update(
         client="", session="", channel="", waiting_for=WaitingFor.CLIENT, last_close_code=close_code
     )
     events.note("detached", transfer=transfer, code=close_code)
