@@ -13,4 +13,5 @@ DELIVERY = {
     "MAX_PAYLOAD": MAX_PAYLOAD_BYTES,
     "WINDOW": WINDOW_BYTES,
     "SEGMENT_SIZE": WINDOW_BYTES // 2,
+    "POLICY": "tests.quick_policy.MutedPolicy",
 }
