@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from delivery.mixins import LargeMessageMixin as LargeMessageMixin
     from delivery.policy import DefaultPolicy as DefaultPolicy
     from delivery.policy import group as group
     from delivery.site import adeliver as adeliver
@@ -23,10 +24,11 @@ _HOMES = {
     "adeliver": "delivery.site",
     "group": "delivery.policy",
     "DefaultPolicy": "delivery.policy",
+    "LargeMessageMixin": "delivery.mixins",
     "make_token": "delivery.tokens",
 }
 
-__all__ = ["DefaultPolicy", "adeliver", "deliver", "group", "make_token"]
+__all__ = ["DefaultPolicy", "LargeMessageMixin", "adeliver", "deliver", "group", "make_token"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,9 @@ from uuid import UUID
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import drain, notify
-from delivery.serving import login, process
+from delivery.serving import login, plain, process
 from delivery.serving.login import Refusal, Request
+from delivery.serving.plain import PlainSession
 from delivery.serving.session import Session
 from delivery.serving.writer import ConnectionClosed
 
@@ -24,6 +25,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Serves delivery.v1 at one URL. Needs no middleware: Origin, session and token are checked here."""
 
     session: Session | None = None
+    plain: PlainSession | None = None
     _close_code: int | None = None
     _joined: set[str]
     _task: asyncio.Task[Any] | None = None
@@ -48,49 +50,51 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _clean_up(self) -> None:
         if self.session is not None:
             await self.session.end(self._close_code)
+        if self.plain is not None:
+            await self.plain.end()
         for group in self._joined:
             await self.channel_layer.group_discard(group, self.channel_name)
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
-        kind = message["type"]
-        if kind == "websocket.receive" and self.session is not None:
-            await self._receive(self.session, message)
-            return
-        try:
-            await getattr(self, kind.replace(".", "_"))(message)
-        except AttributeError:
-            if hasattr(self, kind.replace(".", "_")):
-                raise
-            logger.warning("unknown event %s", kind)  # from another version, in a rolling deploy
-
-    async def _receive(self, session: Session, message: dict[str, Any]) -> None:
-        data = message.get("bytes")
-        if data is not None:
-            await session.data(data)
+        handler = getattr(self, message["type"].replace(".", "_"), None)
+        if handler is None:
+            logger.warning("unknown event %s", message["type"])  # from another version, in a rolling deploy
         else:
-            await session.text(message["text"])
+            await handler(message)
 
     # -- handshake and close -----------------------------------------------------------------------------------------
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         request = Request.of(self.scope)
         offered = self.scope.get("subprotocols", [])
-        if not login.origin_allowed(request) or SUBPROTOCOL not in offered:
+        if not login.origin_allowed(request) or (offered and SUBPROTOCOL not in offered):
             await self.close()  # before accepting: HTTP 403
             return
         user = await process.current().db(login.user_of, request)
-        await self.accept(SUBPROTOCOL)
-        if user is Refusal.WRONG:
+        await self.accept(SUBPROTOCOL if offered else None)
+        if user is Refusal.WRONG or (user is Refusal.MISSING and not offered):
             # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).
-            await self.close(4401, Refusal.WRONG.value)
-            return
-        if process.current().draining:
+            await self.close(4401, user.value)
+        elif process.current().draining:
             await self.close(1001, "going away")
-            return
+        elif offered:
+            await self._begin(user)
+        else:
+            self.plain = PlainSession(self, user, plain.addresses_of(self.scope.get("query_string", b"")))
+            self.plain.start()
+
+    async def _begin(self, user: Any) -> None:
         self.session = Session(self, user)
         self.session.start()
         await self.join(notify.group_of(drain.WORKERS))
+
+    async def websocket_receive(self, message: dict[str, Any]) -> None:
+        data = message.get("bytes")
+        if self.session is not None:
+            await (self.session.text(message["text"]) if data is None else self.session.data(data))
+        elif self.plain is not None:
+            await self.plain.take(message["text"] if data is None else data)
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         self._close_code = message.get("code")
@@ -131,7 +135,6 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def delivery_worker_draining(self, event: dict[str, Any]) -> None:
         if self.session is not None:
-            self.session.process.forget_workers()
             self.session.worker_draining(event["worker"])
 
     async def delivery_worker_ready(self, event: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ STORE = "delivery.store_segment"
 STAGE = "delivery.stage_range"
 SEAL = "delivery.seal_payload"
 ANNOUNCE = "delivery.announce"
+ATTACH = "delivery.attach_payload"
+SWEEP = "delivery.sweep"
 
 
 def publish(task: str, arguments: dict[str, Any]) -> None:

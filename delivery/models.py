@@ -6,6 +6,7 @@ Names of states are part of the public surface; see `docs/reference/states.md`.
 
 from __future__ import annotations
 
+import datetime
 import io
 import uuid
 
@@ -104,6 +105,27 @@ class Payload(models.Model):
         if self.state != PayloadState.COMPLETE:
             raise UsageError(f"payload {self.pk} is {self.state}, expected complete")
         return io.BufferedReader(PayloadFile(self), buffer_size=256 * 1024)
+
+    def attach(self, instance: models.Model, field: str) -> None:
+        """Make this complete payload the file of `instance.field`, in that field's own storage.
+
+        Done at once, without a copy, where the payload is one whole file of ours in that storage; else a Celery task
+        composes it under the field's `upload_to` once the transaction has committed, and saves the field. Either way
+        the file is the site's from then on, and never swept. Raises `UsageError` for a payload that is not complete
+        or a field that is no `FileField`.
+        """
+        from delivery.transfers import attaching  # upwards, as in `open`
+
+        attaching.attach(self, instance, field)
+
+    def url(self, *, expires: datetime.timedelta | None = None) -> str:
+        """Return a path under which anyone who has it can download this payload over HTTP.
+
+        `expires`: from now; one hour by default. Needs `delivery.urls` in the site's URLs.
+        """
+        from delivery import links  # upwards, as in `open`
+
+        return links.url_of(self, expires or datetime.timedelta(hours=1))
 
 
 class Address(models.Model):
@@ -255,3 +277,22 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return self.signal
+
+
+class Attachment(models.Model):
+    """A payload that is to become the file of a model's field; deleted when that is done."""
+
+    id = models.BigAutoField(primary_key=True)
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="attachments")
+    model = models.CharField(max_length=200)  # label: app.Model
+    object_pk = models.CharField(max_length=255)
+    field = models.CharField(max_length=100)
+    attempts = models.PositiveIntegerField(default=0)
+    error = models.CharField(max_length=255, blank=True)  # class name of the last exception
+    due_at = models.DateTimeField()
+
+    class Meta:
+        indexes = (models.Index(fields=["due_at"], name="delivery_attachment_due"),)
+
+    def __str__(self) -> str:
+        return f"{self.model}.{self.field}"

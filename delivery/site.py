@@ -18,9 +18,7 @@ from typing import IO, Any
 from uuid import UUID, uuid4
 
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.core.files.base import File
-from django.core.files.storage import Storage, storages
 from django.db import connection, connections, models, transaction
 from django.db.models.fields.files import FieldFile
 
@@ -28,13 +26,22 @@ from delivery import conf, dispatch, policy
 from delivery.errors import BufferUnavailable, UsageError
 from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
-from delivery.storage import files
+from delivery.storage import aliases, files
 from delivery.transfers import completing, events, names
 
 logger = logging.getLogger(__name__)
 
 Source = (
-    bytes | bytearray | memoryview | str | Mapping[str, Any] | list[Any] | Path | IO[bytes] | File[Any] | Iterable[bytes]
+    bytes
+    | bytearray
+    | memoryview
+    | str
+    | Mapping[str, Any]
+    | list[Any]
+    | Path
+    | IO[bytes]
+    | File[Any]
+    | Iterable[bytes]
 )
 WARN_BYTES = 8 * 1024 * 1024
 
@@ -279,19 +286,8 @@ def _in_place(payload: Source) -> tuple[str, FieldFile] | None:
     """Return (storage alias, file) of a file that lies in a storage of STORAGES already."""
     if not isinstance(payload, FieldFile) or not payload.name or not getattr(payload, "_committed", False):
         return None
-    alias = alias_of(payload.storage)
+    alias = aliases.alias_of(payload.storage)
     return None if alias is None else (alias, payload)
-
-
-def alias_of(storage: Storage) -> str | None:
-    """Return the alias under which STORAGES names a storage, None where it does not."""
-    for alias in settings.STORAGES:
-        if alias == "staticfiles":
-            continue
-        candidate = storages[alias]
-        if candidate is storage or candidate == storage:
-            return alias
-    return None
 
 
 def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) -> Payload:

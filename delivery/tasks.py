@@ -12,7 +12,7 @@ from uuid import UUID
 from celery import Task, shared_task
 
 from delivery import dispatch, drain
-from delivery.transfers import events, notices, retention, sealing, staging, storing
+from delivery.transfers import attaching, events, notices, retention, sealing, staging, storing
 from delivery.transfers.storing import StoreOrder
 
 _SHORT: dict[str, Any] = {
@@ -57,7 +57,14 @@ def announce(self: Task[Any, Any], notice: int, **_ignored: Any) -> None:
     notices.announce(notice)
 
 
-@shared_task(name="delivery.sweep", **_SHORT)
+@shared_task(name=dispatch.ATTACH, **_SHORT)
+def attach_payload(self: Task[Any, Any], attachment: int, **_ignored: Any) -> None:
+    """Compose a payload into the file of a model's field."""
+    attaching.compose(attachment)
+    events.write()
+
+
+@shared_task(name=dispatch.SWEEP, **_SHORT)
 def sweep(self: Task[Any, Any], **_ignored: Any) -> None:
     """Do what is due: `manage.py delivery_sweep` does the same from cron."""
     retention.sweep()

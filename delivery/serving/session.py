@@ -283,6 +283,7 @@ class Session:
 
     def worker_draining(self, worker: str) -> None:
         """A worker shuts down: go away if it is the one that moves our transfers."""
+        self.process.forget_workers()
         if leaving.served_by(self, worker):
             self.spawn(self.leave("worker_draining"), "leaving")
 

@@ -25,8 +25,9 @@ _lock = threading.Lock()
 
 
 def note(kind: str, *, payload: UUID | None = None, transfer: UUID | None = None, **detail: Any) -> None:
-    """Note an event. `detail`: ids and numbers."""
-    _waiting.append(Event(at=timezone.now(), kind=kind, payload_id=payload, transfer_id=transfer, detail=detail))
+    """Note an event, if and when the surrounding transaction commits. `detail`: ids and numbers."""
+    event = Event(at=timezone.now(), kind=kind, payload_id=payload, transfer_id=transfer, detail=detail)
+    transaction.on_commit(lambda: _waiting.append(event))
 
 
 def write() -> None:

@@ -13,7 +13,7 @@ from delivery import conf, dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import ending, events, notices
+from delivery.transfers import attaching, ending, events, notices
 from delivery.transfers.sealing import DEAD_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def sweep() -> dict[str, int]:
         "events": _forget_events(),
     }
     notices.announce_due()
+    attaching.compose_due()
     events.write()
     return done
 
