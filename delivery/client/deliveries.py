@@ -6,10 +6,10 @@ It knows what was offered, where its bytes go, and how it ended. Taking chunks o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from delivery.client.sinks import Saved, Sink, StreamSink
 from delivery.client.store import FileSink
@@ -207,9 +207,13 @@ class Incoming:
         """Whether somebody receives it at the moment."""
         return self._sink is not None and not self.done
 
-    async def attach(self, intake: Intake) -> None:
-        """Go on, on this connection, once nothing of the last one touches the sink any more."""
+    def attach(self, intake: Intake) -> Coroutine[Any, Any, None]:
+        """Belong to this connection from now on; the result is to be run, and goes on receiving there."""
         before, self.intake = self.intake, intake
+        return self._go_on(before, intake)
+
+    async def _go_on(self, before: Intake | None, intake: Intake) -> None:
+        """Receive on, once nothing of the last connection touches the sink any more."""
         if before is not None:
             await before.closed_down()
         if self._sink is not None and self.intake is intake and not self.done:

@@ -115,7 +115,9 @@ class BarReport:
     def event(self, name: str, details: dict[str, Any]) -> None:
         if name in ("connected", "summary"):
             return
-        self._console.print(sentence(name, details), markup=False, soft_wrap=True, style="red" if name == "failed" else None)
+        self._console.print(
+            sentence(name, details), markup=False, soft_wrap=True, style="red" if name == "failed" else None
+        )
 
     def progress(self, label: str, progress: Progress) -> None:
         task = self._tasks.get(progress.transfer)

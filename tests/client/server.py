@@ -64,6 +64,7 @@ class CoreServer:
         self.sizes: list[int] = []
         self.closes: Counter[int] = Counter()
         self.refuse: Callable[[bytes], int | None] = lambda message: None
+        self.send_until: int | None = None  # bytes of each delivery, then nothing more comes
         self.answer: Callable[[UploadOffer], dict[str, Any] | None] = lambda offer: None
         self.before_done: Callable[[], bool] = lambda: True  # False: drop the connection instead of saying done
         self._server: Server | None = None
@@ -81,6 +82,7 @@ class CoreServer:
             max_size=None,
             compression=None,
             ping_interval=None,
+            max_queue=None,  # a paused reader would not see the answer to its close
             process_request=self._check,
         )
         self.port = self._server.sockets[0].getsockname()[1]
@@ -290,6 +292,10 @@ class Session:
                 await self.wake.wait()
                 continue
             span = sender.next_span()
+            if span is not None and self.server.send_until is not None and span.offset >= self.server.send_until:
+                self.wake.clear()
+                await self.wake.wait()
+                continue
             data = self.server.waiting[sender.transfer].data
             if span is None:
                 self.core.finish(sender, hashlib.sha256(data).hexdigest())

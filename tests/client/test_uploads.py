@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC230, ASYNC240 - a test may wait for its own small files
 from __future__ import annotations
 
 import asyncio
@@ -324,9 +325,7 @@ async def test_a_deadline_keeps_what_the_server_has(server: CoreServer, file: Pa
             await client.send(file, deadline=0.2)
 
 
-async def test_a_file_that_changes_between_attempts_fails_visibly(
-    server: CoreServer, proxy: Proxy, file: Path
-) -> None:
+async def test_a_file_that_changes_between_attempts_fails_visibly(server: CoreServer, proxy: Proxy, file: Path) -> None:
     server.window = ONE_CHUNK
     async with connect(proxy.url) as client:
         upload = client.start(file)
@@ -366,7 +365,7 @@ async def test_a_small_payload_passes_between_chunks_of_a_large_one(server: Core
 
 async def test_login_refused_says_what_to_do(server: CoreServer) -> None:
     server.token = "right"
-    with pytest.raises(ConnectionStopped, match="manage.py delivery_token USER") as caught:
+    with pytest.raises(ConnectionStopped, match=r"manage\.py delivery_token USER") as caught:
         async with connect(server.url, "wrong"):
             pass
     assert caught.value.code == 4401
