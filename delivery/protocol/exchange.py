@@ -149,7 +149,12 @@ class Exchange:
         self._forget(receiver)
 
     def rewind(self, receiver: Receiver, seq: int, code: str) -> list[Event]:
-        """Send a nack, or an abort instead of the third one of the same chunk."""
+        """Send a nack, or an abort instead of the third one of the same chunk.
+
+        A late report that something was `lost` changes nothing: it is stored meanwhile, or was asked for again already.
+        """
+        if code == "lost" and not receiver.stored <= seq < receiver.received:
+            return []  # a second nack would send the sender back when it has repeated everything
         answer = receiver.lost(seq, code)
         self.outbox.append(answer)
         if isinstance(answer, Abort):
