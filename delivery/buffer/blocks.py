@@ -80,13 +80,11 @@ def _put(payload: UUID, first: int, blocks: Sequence[bytes], seconds: int) -> li
     return [checksum(data) for data in blocks]
 
 
-def drop(payload: UUID, size: int) -> None:
-    """Remove what is staged of a payload that is gone."""
-    ranges = -(-size // RANGE_SIZE)
+async def adrop(payload: UUID, size: int, index: int) -> None:
+    """Remove range `index` of a payload of `size` bytes: its last reader here has passed it."""
+    first = index * RANGE_BLOCKS
+    last = min(first + RANGE_BLOCKS, blocks_of(size))
     with reporting():
-        pipe = client().pipeline(transaction=False)
-        for index in range(ranges):
-            blocks = min(RANGE_BLOCKS, blocks_of(size) - index * RANGE_BLOCKS)
-            names = [keys.block(payload, index * RANGE_BLOCKS + n) for n in range(blocks)]
-            pipe.unlink(keys.range_checksums(payload, index), *names)
-        pipe.execute()
+        await aclient().unlink(
+            keys.range_checksums(payload, index), *(keys.block(payload, number) for number in range(first, last))
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from delivery.buffer.blocks import BLOCK_SIZE, Block
+from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE, Block
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender, Span
 from delivery.serving.cache import GROUP_BLOCKS, Group
@@ -59,6 +59,12 @@ class Outflow:
 
         Raises `TransferAborted` where the payload has ended, `StorageUnavailable`.
         """
+        try:
+            await self._run()
+        finally:
+            self._process.readers.leave(self.waiting.payload, self)
+
+    async def _run(self) -> None:
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -68,6 +74,8 @@ class Outflow:
 
     async def _fetch(self, span: Span) -> None:
         wanted = self._wanted(span)
+        at = wanted[0] * GROUP_BYTES // RANGE_SIZE
+        self._process.readers.move(self.waiting.payload, self.waiting.size, self, at)
         for number in list(self._groups):
             if number not in wanted:
                 del self._groups[number]

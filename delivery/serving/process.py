@@ -21,6 +21,7 @@ from delivery.buffer import clients, markers, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving.cache import BlockCache
+from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Process:
         options = conf.current()
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
+        self.readers = ReaderTable()
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
         self.draining = False
         self._positions: dict[tuple[UUID, str], int] = {}
