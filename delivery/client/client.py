@@ -398,9 +398,10 @@ class Client:
                 del self._uploads[transfer]
         return due
 
-    def resumed(self, transfer: str, offset: int, role: str) -> None:
+    def resumed(self, transfer: str, offset: int, role: str, *, reached: int) -> None:
+        """Tell that a transfer goes on at `offset`, and how much goes again of what had reached `reached` before."""
         self.statistics.resumes += 1
-        self.tell("resumed", transfer=transfer, offset=offset, role=role)
+        self.tell("resumed", transfer=transfer, offset=offset, role=role, again=max(0, reached - offset))
 
     def note_sent(self, upload: Upload, offset: int, length: int) -> None:
         self.statistics.sent_bytes += length
@@ -417,7 +418,7 @@ class Client:
 
     def note_accepted(self, incoming: Incoming, position: int) -> None:
         if incoming.resumed_before or position:
-            self.resumed(incoming.transfer, position, "delivery")
+            self.resumed(incoming.transfer, position, "delivery", reached=incoming.highest_received)
         incoming.resumed_before = True
 
     def incoming_for(self, offer: DeliveryOffer) -> Incoming:

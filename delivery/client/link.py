@@ -287,7 +287,7 @@ class Link:
         upload = feed.upload
         feed.accepted()
         if upload.resumed_before or sender.acked:
-            self._client.resumed(upload.transfer, sender.acked_bytes, "upload")
+            self._client.resumed(upload.transfer, sender.acked_bytes, "upload", reached=upload.highest_sent)
         upload.resumed_before = True
         upload.report(progressed=False)
 
