@@ -303,7 +303,8 @@ class Session:
     async def _tick(self) -> None:
         while not self.closing:
             now = time.monotonic()
-            await asyncio.sleep(min(TICK_SECONDS, max(0.0, self.connection.wake_at() - now)) or 0.05)
+            longest = min(TICK_SECONDS, self.connection.heartbeat / 2)
+            await asyncio.sleep(min(longest, max(0.0, self.connection.wake_at() - now)) or 0.05)
             self._tick_once(time.monotonic())
             await uploading.release_held(self)
             self.wake()
