@@ -8,7 +8,7 @@ async with delivery.client.connect(url, token=..., receive=True) as client:
 client       what a program holds: `connect`, `Client`
 link         one WebSocket connection that drives the protocol core
 uploads      one outgoing payload, across connections; `sources`: where its bytes come from; `feed`: reading ahead
-deliveries   one incoming payload, across connections; `sinks`: where its bytes go; `intake`: writing behind
+deliveries   one incoming payload, across connections; `sinks`, `store`: where its bytes go; `intake`: writing
 ceiling      the largest chunk that a URL took, remembered for a day
 """
 

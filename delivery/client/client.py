@@ -9,38 +9,25 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import random
-import ssl
 import uuid
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import websockets
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_socket
-from websockets.typing import Subprotocol
-
 from delivery.client.ceiling import Ceilings, default_ceilings
 from delivery.client.deliveries import Incoming
-from delivery.client.link import MAX_MESSAGE_BYTES, Link
-from delivery.client.reasons import refused_by_http, stopped
-from delivery.client.sinks import Saved
+from delivery.client.dialing import NotNow, dial
+from delivery.client.host import Host, Observer
+from delivery.client.link import Link
+from delivery.client.reasons import stopped
 from delivery.client.sources import open_source
-from delivery.client.statistics import Statistics
+from delivery.client.traffic import EARLY_DATA_BYTES, MAX_MESSAGE_BYTES
 from delivery.client.uploads import Progress, Receipt, Upload
-from delivery.errors import ConnectionStopped, DeliveryError, TransferAborted, UsageError
+from delivery.errors import ConnectionStopped, DeliveryError, UsageError
 from delivery.protocol.backoff import Closed, Plan, Recovery
 from delivery.protocol.frames import is_chunk_size
-from delivery.protocol.messages import DeliveryOffer, Hello, UploadOffer, Welcome
-
-SUBPROTOCOL = Subprotocol("delivery.v1")
-OPEN_SECONDS = 10.0
-SETTLED_MOST = 10_000
-THREADS = 8
-Observer = Callable[[str, dict[str, Any]], None]
+from delivery.protocol.messages import Hello, UploadOffer
 
 
 def connect(
@@ -81,7 +68,7 @@ def connect(
     )
 
 
-class Client:
+class Client(Host):
     """A client that reconnects by itself. `statistics` counts what happened; `user` and `groups` as the server says."""
 
     def __init__(
@@ -104,27 +91,15 @@ class Client:
             raise UsageError(f"chunk_size must be a power of two from 4096 to 4194304, not {chunk_size}")
         if not 1 <= len(client_id) <= 64:
             raise UsageError("client_id must have 1 to 64 characters")
+        self._ceilings = ceilings or default_ceilings()
+        super().__init__(Recovery(min(chunk_size, self._ceilings.get(url) or chunk_size)), groups, observer)
         self.url = url
         self.client_id = client_id
-        self.user: str | None = None
-        self.groups = groups
-        self.statistics = Statistics()
-        self.settled: OrderedDict[str, Saved | str] = OrderedDict()
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="delivery-client")
         self._token = token
         self._receive = receive
         self._window = window
         self._open_timeout = open_timeout
-        self._observer = observer
-        self._ceilings = ceilings or default_ceilings()
-        self.recovery = Recovery(min(chunk_size, self._ceilings.get(url) or chunk_size))
-        self._uploads: dict[str, Upload] = {}
-        self._incoming: dict[str, Incoming] = {}
-        self._waiting: asyncio.Queue[Incoming | None] = asyncio.Queue()
-        self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[Any]] = set()
-        self._welcomed = asyncio.Event()
         self._closing = asyncio.Event()
         self._error: Exception | None = None
 
@@ -276,14 +251,13 @@ class Client:
     async def _connect_once(self) -> Plan:
         """Connect and serve until that connection ends; return what to do then. Raises where nothing helps."""
         try:
-            socket = await self._open()
-        except (OSError, TimeoutError, websockets.InvalidHandshake, EOFError) as error:
-            return self._refused(error)
+            socket = await dial(self.url, self._token, closing=self._closing)
+        except NotNow as error:
+            plan = self.recovery.refused(random.random())
+            self.tell("refused", error=str(error), wait=round(plan.wait, 3))
+            return plan
         if socket is None:
             return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
-        if socket.subprotocol != SUBPROTOCOL:
-            await socket.close()
-            raise ConnectionStopped(1002, f"{self.url} does not speak {SUBPROTOCOL}: is it the URL of another socket?")
         self._link = link = Link(self, socket, chunk_size=self.recovery.chunk_size, window=self._window)
         try:
             how = await link.run(self._hello())
@@ -291,61 +265,15 @@ class Client:
             self._link = None
         return self._closed(link, how)
 
-    async def _open(self) -> ClientConnection | None:
-        """Open a WebSocket; None where the client is being closed meanwhile."""
-        opening = asyncio.ensure_future(self._handshake())
-        closing = asyncio.ensure_future(self._closing.wait())
-        try:
-            await asyncio.wait([opening, closing], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            closing.cancel()
-            if not opening.done():
-                opening.cancel()
-                await asyncio.wait([opening])
-        return None if opening.cancelled() else opening.result()
-
-    async def _handshake(self) -> ClientConnection:
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return await open_socket(
-                self.url,
-                subprotocols=[SUBPROTOCOL],
-                additional_headers={"Authorization": f"Bearer {self._token}"} if self._token else None,
-                compression=None,
-                proxy=None if host == "localhost" or host.startswith("127.") or host == "::1" else True,
-                open_timeout=OPEN_SECONDS,
-                close_timeout=2.0,
-                ping_interval=None,  # the protocol has its own, which browsers can answer too
-                max_size=MAX_MESSAGE_BYTES,
-                max_queue=32,
-                write_limit=1_048_576,
-            )
-        except ssl.SSLCertVerificationError as error:
-            raise ConnectionStopped(1015, f"the server's certificate is not trusted: {error.verify_message}") from error
-        except (websockets.InvalidURI, websockets.InvalidProxy) as error:
-            raise UsageError(str(error)) from error
-
     def _hello(self) -> Hello:
         return Hello(
             client=self.client_id,
             max_message=MAX_MESSAGE_BYTES,
             receive=self._receive,
             chunk_size=self.recovery.chunk_size,
-            early_data=65_536,
+            early_data=EARLY_DATA_BYTES,
             groups=self.groups if self._receive else (),
         )
-
-    def _refused(self, error: BaseException) -> Plan:
-        if isinstance(error, websockets.InvalidStatus):
-            final = refused_by_http(error.response.status_code)
-            if final is not None:
-                raise final from error
-        plan = self.recovery.refused(random.random())
-        text = str(error) or type(error).__name__
-        if isinstance(error, websockets.InvalidStatus):
-            text = f"HTTP {error.response.status_code} from {self.url} (is that the right path?)"
-        self.tell("refused", error=text, wait=round(plan.wait, 3))
-        return plan
 
     def _closed(self, link: Link, how: Closed) -> Plan:
         if self._closing.is_set():
@@ -369,95 +297,6 @@ class Client:
         self._incoming.clear()
         self._welcomed.set()
         self._waiting.put_nowait(None)
-
-    # -- for link, uploads and deliveries --------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        if self._link is not None:
-            self._link.wake()
-
-    def tell(self, event: str, **details: Any) -> None:
-        """Tell the observer."""
-        if self._observer is not None:
-            self._observer(event, details)
-
-    def welcomed(self, link: Link, welcome: Welcome) -> None:
-        self.user, self.groups = welcome.user, welcome.groups or self.groups
-        self.recovery.initial, self.recovery.maximum = welcome.retry["initial"], welcome.retry["max"]
-        self.statistics.connections += 1
-        self._welcomed.set()
-        self.tell("connected", user=welcome.user, session=welcome.session, max_message=welcome.max_message)
-
-    def uploads_due(self, now: float) -> list[Upload]:
-        """Return the uploads that are to be offered now, and forget those that ended."""
-        due = []
-        for transfer, upload in list(self._uploads.items()):
-            if upload.due(now):
-                due.append(upload)
-            elif upload.done:
-                del self._uploads[transfer]
-        return due
-
-    def resumed(self, transfer: str, offset: int, role: str, *, reached: int) -> None:
-        """Tell that a transfer goes on at `offset`, and how much goes again of what had reached `reached` before."""
-        self.statistics.resumes += 1
-        self.tell("resumed", transfer=transfer, offset=offset, role=role, again=max(0, reached - offset))
-
-    def note_sent(self, upload: Upload, offset: int, length: int) -> None:
-        self.statistics.sent_bytes += length
-        if offset < upload.highest_sent:
-            self.statistics.resent_bytes += min(length, upload.highest_sent - offset)
-        upload.highest_sent = max(upload.highest_sent, offset + length)
-
-    def note_received(self, incoming: Incoming, offset: int, length: int) -> None:
-        self.statistics.received_bytes += length
-        if offset < incoming.highest_received:
-            self.statistics.received_again_bytes += min(length, incoming.highest_received - offset)
-        incoming.highest_received = max(incoming.highest_received, offset + length)
-        self.recovery.progressed()
-
-    def note_accepted(self, incoming: Incoming, position: int) -> None:
-        if incoming.resumed_before or position:
-            self.resumed(incoming.transfer, position, "delivery", reached=incoming.highest_received)
-        incoming.resumed_before = True
-
-    def incoming_for(self, offer: DeliveryOffer) -> Incoming:
-        """Return what the program holds of this transfer; offers it to the program where nobody has taken it up."""
-        incoming = self._incoming.get(offer.transfer)
-        if incoming is None or incoming.done or incoming.abandoned:
-            incoming = self._incoming[offer.transfer] = Incoming(self, offer, self.pool)
-            self._waiting.put_nowait(incoming)
-        return incoming
-
-    def settle(self, transfer: str, outcome: Saved | str) -> None:
-        """Remember how a delivery ended, should it be offered again because our answer was lost."""
-        self.settled[transfer] = outcome
-        self._incoming.pop(transfer, None)
-        while len(self.settled) > SETTLED_MOST:
-            self.settled.popitem(last=False)
-
-    def refuse(self, incoming: Incoming, verdict: str) -> None:
-        self.settle(incoming.transfer, verdict)
-        self.detach(incoming, "declined" if verdict == "declined" else "cancelled", final=True)
-
-    def detach(self, incoming: Incoming, code: str = "paused", *, final: bool = False) -> None:
-        if self._link is not None and incoming.intake is not None:
-            self._link.drop(incoming.intake, code, final=final)
-
-    def lost(self, incoming: Incoming, error: TransferAborted) -> None:
-        """The server ended a delivery, or gave it to a newer connection."""
-        self._incoming.pop(incoming.transfer, None)
-        incoming.fail(error)
-
-    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
-        return task
-
-    async def keep_until_done(self, work: Coroutine[Any, Any, None]) -> None:
-        """Await `work`, which goes on even if whoever waits for it is cancelled."""
-        await asyncio.shield(self.background(work))
 
 
 def _fitting(name: str) -> str:

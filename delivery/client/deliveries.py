@@ -19,7 +19,7 @@ from delivery.protocol.messages import DeliveryOffer
 from delivery.protocol.receiver import Receiver
 
 if TYPE_CHECKING:
-    from delivery.client.client import Client
+    from delivery.client.host import Host
     from delivery.client.intake import Intake
 
 READ_LIMIT_BYTES = 67_108_864
@@ -32,13 +32,13 @@ class Incoming:
     `sender` is the address that the server vouches for, None for the site itself. `expires`: ISO 8601 or None.
     """
 
-    def __init__(self, client: Client, offer: DeliveryOffer, pool: Executor) -> None:
+    def __init__(self, host: Host, offer: DeliveryOffer, pool: Executor) -> None:
         self.held = False
         self.abandoned = False  # was being received, but whoever did has gone
         self.intake: Intake | None = None
         self.highest_received = 0
         self.resumed_before = False
-        self._client = client
+        self._host = host
         self._offer = offer
         self._pool = pool
         self._sink: Sink | None = None
@@ -122,7 +122,7 @@ class Incoming:
         try:
             saved = await self._into(sink, progress)
         finally:
-            await self._client.keep_until_done(sink.close())
+            await self._host.keep_until_done(sink.close())
         if saved.path is None:
             raise UsageError("it was not received into a file")
         return saved.path
@@ -163,7 +163,7 @@ class Incoming:
         self.held = False
         if self.intake and self.intake.accepted and self.intake.receiver.live:
             self.intake.receiver.release()
-            self._client.wake()
+            self._host.wake()
 
     def decline(self) -> None:
         """Say that this client does not want it; it is not offered to it again."""
@@ -177,10 +177,10 @@ class Incoming:
         if self.done:
             return
         self._verdict = verdict
-        self._client.refuse(self, verdict)
+        self._host.refuse(self, verdict)
         self.fail(TransferAborted(verdict, f"{verdict} here"))
         if self._sink is not None:
-            self._client.background(self._sink.discard())
+            self._host.background(self._sink.discard())
 
     async def _into(self, sink: Sink, on_progress: Callable[[Progress], None] | None) -> Saved:
         if self._sink is not None:
@@ -196,7 +196,7 @@ class Incoming:
                 intake = self.intake
                 if not self.done:
                     self.abandoned = True
-                    self._client.detach(self)
+                    self._host.detach(self)
                 await intake.closed_down()
             self._sink = None
 
@@ -220,7 +220,7 @@ class Incoming:
             intake.start(self._sink)
 
     def accepted(self, position: int) -> None:
-        self._client.note_accepted(self, position)
+        self._host.note_accepted(self, position)
         self._tell()
 
     def report(self, receiver: Receiver) -> None:
@@ -234,7 +234,7 @@ class Incoming:
     def complete(self, saved: Saved) -> None:
         if self._on_progress and not self.done:
             self._on_progress(Progress(self.transfer, saved.size, saved.size, saved.size))
-        self._client.settle(self.transfer, saved)
+        self._host.settle(self.transfer, saved)
         if not self._outcome.done():
             self._outcome.set_result(saved)
 
