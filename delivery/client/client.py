@@ -224,8 +224,20 @@ class Client(Host):
                 if self._error is not None and not self._closing.is_set():
                     raise self._error
                 return
-            if not incoming.done:
+            if not incoming.done and not incoming.claimed:
                 yield incoming
+
+    async def expect(self, payload: str) -> Incoming:
+        """Return the delivery of one payload as soon as it is offered; `deliveries` does not yield it then.
+
+        For pointers that came another way. Raises `UsageError` unless connected with `receive=True`, and
+        `ConnectionStopped` when the connection cannot come back.
+        """
+        if not self._receive:
+            raise UsageError("connect with receive=True to be offered deliveries")
+        if self._error is not None:
+            raise self._error
+        return await self.claim(payload)
 
     # -- the life of connections -----------------------------------------------------------------------------------
 
@@ -293,8 +305,12 @@ class Client(Host):
             upload.fail(error)
         for incoming in list(self._incoming.values()):
             incoming.fail(error)
+        for expected in self._expected.values():
+            if not expected.done():
+                expected.set_exception(error)
         self._uploads.clear()
         self._incoming.clear()
+        self._expected.clear()
         self._welcomed.set()
         self._waiting.put_nowait(None)
 

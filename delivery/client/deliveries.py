@@ -34,6 +34,7 @@ class Incoming:
 
     def __init__(self, host: Host, offer: DeliveryOffer, pool: Executor) -> None:
         self.held = False
+        self.claimed = False  # somebody asked for this very payload
         self.abandoned = False  # was being received, but whoever did has gone
         self.intake: Intake | None = None
         self.highest_received = 0

@@ -43,6 +43,7 @@ class Host:
         self._observer = observer
         self._uploads: dict[str, Upload] = {}
         self._incoming: dict[str, Incoming] = {}
+        self._expected: dict[str, asyncio.Future[Incoming]] = {}
         self._waiting: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._link: Link | None = None
         self._beside: set[asyncio.Task[Any]] = set()
@@ -102,8 +103,24 @@ class Host:
         incoming = self._incoming.get(offer.transfer)
         if incoming is None or incoming.done or incoming.abandoned:
             incoming = self._incoming[offer.transfer] = Incoming(self, offer, self.pool)
-            self._waiting.put_nowait(incoming)
+            expected = self._expected.pop(offer.payload, None)
+            if expected is not None and not expected.done():
+                incoming.claimed = True
+                expected.set_result(incoming)
+            else:
+                self._waiting.put_nowait(incoming)
         return incoming
+
+    def claim(self, payload: str) -> asyncio.Future[Incoming]:
+        """Return what will be the delivery of a payload, which then nobody else is given."""
+        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
+        for incoming in self._incoming.values():
+            if incoming.payload == payload and not (incoming.claimed or incoming.wanted or incoming.done):
+                incoming.claimed = True
+                future.set_result(incoming)
+                return future
+        self._expected[payload] = future
+        return future
 
     def settle(self, transfer: str, outcome: Saved | str) -> None:
         """Remember how a delivery ended, should it be offered again because our answer was lost."""
