@@ -99,8 +99,10 @@ class Connection(Exchange):
         if self.side is Side.CLIENT:
             if not isinstance(message, messages.Welcome | messages.GoingAway):
                 raise ProtocolViolation("expected welcome first")
-        elif isinstance(message, messages.Hello) == self._greeted:
-            raise ProtocolViolation("message before welcome" if self._greeted else "expected hello first")
+        elif self._greeted:
+            raise ProtocolViolation("message before welcome")
+        elif not isinstance(message, messages.Hello):
+            raise ProtocolViolation("expected hello first")
         else:
             self._greeted = True
 
