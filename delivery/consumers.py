@@ -11,7 +11,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import drain, notify
 from delivery.serving import login, plain, process
-from delivery.serving.login import Refusal, Request
+from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
 from delivery.serving.session import Session
 from delivery.serving.writer import ConnectionClosed
@@ -71,21 +71,21 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if not login.origin_allowed(request) or (offered and SUBPROTOCOL not in offered):
             await self.close()  # before accepting: HTTP 403
             return
-        user = await process.current().db(login.user_of, request)
+        found = await process.current().db(login.login_of, request)
         await self.accept(SUBPROTOCOL if offered else None)
-        if user is Refusal.WRONG or (user is Refusal.MISSING and not offered):
+        if isinstance(found, Refusal) and (found is Refusal.WRONG or not offered):
             # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).
-            await self.close(4401, user.value)
+            await self.close(4401, found.value)
         elif process.current().draining:
             await self.close(1001, "going away")
-        elif offered:
-            await self._begin(user)
+        elif offered or isinstance(found, Refusal):
+            await self._begin(found)
         else:
-            self.plain = PlainSession(self, user, plain.addresses_of(self.scope.get("query_string", b"")))
+            self.plain = PlainSession(self, found, plain.addresses_of(self.scope.get("query_string", b"")))
             self.plain.start()
 
-    async def _begin(self, user: Any) -> None:
-        self.session = Session(self, user)
+    async def _begin(self, found: Login | Refusal) -> None:
+        self.session = Session(self, found)
         self.session.start()
         await self.join(notify.group_of(drain.WORKERS))
 

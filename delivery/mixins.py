@@ -21,6 +21,7 @@ from delivery.errors import BufferUnavailable, Refused, TransferAborted, UsageEr
 from delivery.models import Payload, PayloadState
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.serving import process, whole
+from delivery.serving.login import Login
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,11 @@ class _Leaver:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
+
+    login: Login | None = None  # who may stay on a site's own socket is the site's to say
+
+    def revoke(self) -> None:
+        """Never asked for: there is no login of ours."""
 
     async def leave(self, reason: str) -> None:
         try:

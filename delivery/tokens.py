@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -26,15 +27,31 @@ def make_token(user: Any, *, expires: float | None = None) -> str:
     return signing.dumps([str(user.pk), _stamp(user), until], salt=SALT, compress=False)
 
 
-def user_of_token(token: str) -> Any | None:
-    """Return the active user whom `token` logs in as, or None where it is forged, expired or void. Queries once."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a genuine token says: whose it is, the stamp of their password then, and when it lapses (Unix seconds)."""
+
+    user: str
+    stamp: str
+    until: int | None
+
+    def holds_for(self, user: Any) -> bool:
+        """Return whether the token still logs in as `user`, who was read just now."""
+        if self.until is not None and time.time() >= self.until:
+            return False
+        return str(user.pk) == self.user and user.is_active and constant_time_compare(self.stamp, _stamp(user))
+
+
+def claim_of(token: str) -> Claim | None:
+    """Return what `token` claims, None where it is forged."""
     try:
-        key, stamp, until = signing.loads(token, salt=SALT)
+        user, stamp, until = signing.loads(token, salt=SALT)
     except (signing.BadSignature, ValueError, TypeError):
         return None
-    if until is not None and time.time() >= until:
-        return None
-    user = get_user_model()._default_manager.filter(pk=key, is_active=True).first()
-    if user is None or not constant_time_compare(stamp, _stamp(user)):
-        return None
-    return user
+    return Claim(str(user), str(stamp), until)
+
+
+def user_of(claim: Claim) -> Any | None:
+    """Return the active user whom a claim logs in as, None where it has lapsed or is void. Queries once."""
+    user = get_user_model()._default_manager.filter(pk=claim.user).first()
+    return user if user is not None and claim.holds_for(user) else None

@@ -52,6 +52,12 @@ async def astaged(payload: UUID, index: int) -> bool:
         return bool(await aclient().exists(keys.range_checksums(payload, index)))
 
 
+def staged(payload: UUID, index: int) -> bool:
+    """Do what `astaged` does, in a thread."""
+    with reporting():
+        return bool(client().exists(keys.range_checksums(payload, index)))
+
+
 def put(payload: UUID, index: int, blocks: Iterable[bytes]) -> None:
     """Stage range `index`: its blocks, then their checksums, whose being there says that all are."""
     seconds = int(conf.current().buffer_expiry)

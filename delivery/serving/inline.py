@@ -86,6 +86,7 @@ class InlineIntake:
     async def _complete(self) -> Finished:
         """Store the rest and complete the payload, in one transaction."""
         receiver = self.receiver
+        await self._reports.confirm()
         receiver.rest(time.monotonic())
         finished = await self._process.db(
             inline.complete,

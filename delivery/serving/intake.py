@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost."""
+    """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost.
+
+    `confirm` is asked before a payload is completed: it raises `TransferAborted` where its sender is logged out.
+    """
 
     changed: Callable[[], None]
     rewind: Callable[[Receiver, int], None]
+    confirm: Callable[[], Awaitable[None]]
 
 
 class Intake:
@@ -282,6 +286,7 @@ class Intake:
         self._seal_attempt += 1
 
     async def _begin_seal(self) -> None:
+        await self._reports.confirm()
         digests = self.receiver.expected_digests()
         if len(digests) > 1:  # the offer promised another one than `finish`
             raise TransferAborted("digest", "finish contradicts the offer")

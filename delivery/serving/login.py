@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from importlib import import_module
@@ -11,10 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth import get_user
+from django.contrib.auth import get_user, get_user_model
 from django.http.request import validate_host
 
 from delivery import conf, policy, tokens
+from delivery.tokens import Claim
 
 
 class Refusal(enum.Enum):
@@ -74,26 +76,60 @@ def origin_allowed(request: Request) -> bool:
     return validate_host(hostname, hosts)
 
 
-def user_of(request: Request) -> Any | Refusal:
-    """Return the user whom the handshake logs in. Queries the database.
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user, and what proves that it is them: a token's claim, or the key of a session."""
+
+    user: Any
+    claim: Claim | None = None
+    session: str | None = None
+
+
+def login_of(request: Request) -> Login | Refusal:
+    """Return whom the handshake logs in. Queries the database.
 
     A session counts only beside an Origin, which only browsers send; everybody else brings a token.
     """
     if request.bearer is not None:
-        return _allowed(tokens.user_of_token(request.bearer))
+        return login_of_token(request.bearer)
     if request.origin is None or request.session is None:
         return Refusal.MISSING
-    engine = import_module(settings.SESSION_ENGINE)
-    session = engine.SessionStore(request.session)
-    user = get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
+    user = _user_of_session(request.session)
     # A session of somebody who never logged in is no wrong login.
-    return _allowed(user) if user.is_authenticated else Refusal.MISSING
+    return Refusal.MISSING if user is None else _allowed(Login(user, session=request.session))
 
 
-def user_of_token(token: str | None) -> Any | Refusal:
-    """Return the user whom the `token` of a hello logs in. Queries the database."""
-    return Refusal.MISSING if token is None else _allowed(tokens.user_of_token(token))
+def login_of_token(token: str | None) -> Login | Refusal:
+    """Return whom a token logs in: of the header, or of a hello. Queries the database."""
+    if token is None:
+        return Refusal.MISSING
+    claim = tokens.claim_of(token)
+    user = None if claim is None else tokens.user_of(claim)
+    return Refusal.WRONG if user is None else _allowed(Login(user, claim=claim))
 
 
-def _allowed(user: Any | None) -> Any | Refusal:
-    return user if user is not None and policy.current().may_connect(user) else Refusal.WRONG
+def _user_of_session(key: str) -> Any | None:
+    engine = import_module(settings.SESSION_ENGINE)
+    user = get_user(SimpleNamespace(session=engine.SessionStore(key)))  # type: ignore[arg-type]
+    return user if user.is_authenticated else None
+
+
+def _allowed(login: Login) -> Login | Refusal:
+    return login if policy.current().may_connect(login.user) else Refusal.WRONG
+
+
+def still_valid(logins: Sequence[Login]) -> list[bool]:
+    """Return of each login whether it would be let in now. One query for all tokens, one for each session."""
+    rules = policy.current()
+    keys = {login.user.pk for login in logins}
+    users = get_user_model()._default_manager.in_bulk(keys)
+    return [_holds(login, users.get(login.user.pk)) and rules.may_connect(users[login.user.pk]) for login in logins]
+
+
+def _holds(login: Login, user: Any | None) -> bool:
+    if user is None:
+        return False
+    if login.claim is not None:
+        return login.claim.holds_for(user)
+    found = _user_of_session(login.session or "")
+    return found is not None and found.pk == user.pk

@@ -12,6 +12,7 @@ from delivery import conf
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.serving import process, whole
+from delivery.serving.login import Login
 from delivery.serving.writer import ConnectionClosed, Socket
 
 logger = logging.getLogger(__name__)
@@ -28,13 +29,15 @@ def addresses_of(query: bytes) -> tuple[str, ...]:
 class PlainSession:
     """One plain connection: one message is stored after the other. Its consumer calls `start`, `take` and `end`."""
 
-    def __init__(self, socket: Socket, user: Any, to: tuple[str, ...]) -> None:
+    def __init__(self, socket: Socket, login: Login, to: tuple[str, ...]) -> None:
         self.process = process.current()
         self._socket = socket
-        self._user = user
+        self.login: Login | None = login
+        self._user = login.user
         self._to = to
         self._storing: asyncio.Task[None] | None = None
         self._closing = False
+        self._closed: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.process.sessions.add(self)
@@ -83,6 +86,13 @@ class PlainSession:
             await self._socket.send_text(json.dumps(answer, separators=(",", ":")))
         except ConnectionClosed:
             return  # it is stored all the same
+
+    def revoke(self) -> None:
+        """The login no longer holds: close, and take nothing more."""
+        if self._storing is not None:
+            self._storing.cancel()
+        self._closing = True
+        self._closed = asyncio.create_task(self._close(4401), name="delivery plain close")
 
     async def leave(self, reason: str) -> None:
         """Close with 1001 once the message in hand is answered; `reason` has no place in plain mode."""

@@ -20,7 +20,9 @@ from delivery import conf, dispatch
 from delivery.buffer import clients, markers, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
+from delivery.serving import login
 from delivery.serving.cache import BlockCache
+from delivery.serving.login import Login
 from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events
 
@@ -31,13 +33,18 @@ T = TypeVar("T")
 
 EVENTS_SECONDS = 1.0
 POSITIONS_SECONDS = 5.0
+LOGINS_SECONDS = 5.0
 WORKERS_SECONDS = 2.0
 
 
 class Leaver(Protocol):
-    """A connection that can be told to go away."""
+    """A connection that can be told to go away. `login`: who is at its other end, None where the site looks after that."""
+
+    login: Login | None
 
     async def leave(self, reason: str) -> None: ...
+
+    def revoke(self) -> None: ...
 
 
 class Process:
@@ -62,6 +69,7 @@ class Process:
         self._tasks = [
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
+            asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
         ]
 
     async def stop(self) -> None:
@@ -121,6 +129,15 @@ class Process:
         noted, self._positions = self._positions, {}
         if noted:
             await self.db(deliveries.note_positions, noted)
+
+    async def check_logins(self) -> None:
+        """Close every connection whose login no longer holds."""
+        held = [(session, session.login) for session in self.sessions if session.login is not None]
+        if held:
+            valid = await self.db(login.still_valid, [one for _, one in held])
+            for (session, _), holds in zip(held, valid, strict=True):
+                if not holds:
+                    session.revoke()
 
     async def _write_events(self) -> None:
         await self.db(events.write)

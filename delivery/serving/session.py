@@ -12,18 +12,20 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from delivery import conf, notify, policy
 from delivery.buffer import clients
-from delivery.errors import BufferUnavailable, ProtocolViolation
+from delivery.errors import BufferUnavailable, ProtocolViolation, TransferAborted
 from delivery.protocol import events, messages
+from delivery.protocol.codes import CLOSE_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
 from delivery.serving import delivering, leaving, login, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
-from delivery.serving.login import Refusal
+from delivery.serving.login import Login, Refusal
 from delivery.serving.offering import Offering
 from delivery.serving.outflow import Outflow
 from delivery.serving.writer import ConnectionClosed, Socket, Writer
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 UNFLUSHED_BYTES = 4 * 1024 * 1024  # of one connection, in this process's memory alone
 UNFLUSHED_SECONDS = 15.0
 TICK_SECONDS = 1.0
+CONFIRM_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 DETACH_SECONDS = 5.0
 
@@ -42,15 +45,17 @@ DETACH_SECONDS = 5.0
 class Session:
     """One connection. Its consumer calls `start`, `text`, `data`, the control events, and at last `end`."""
 
-    def __init__(self, socket: Socket, user: Any | Refusal) -> None:
+    def __init__(self, socket: Socket, found: Login | Refusal) -> None:
         options = conf.current()
         self.process = process.current()
-        self.user: Any = user
+        self.login = found if isinstance(found, Login) else None  # None until a hello brings a token
+        self.confirmed_at = time.monotonic()
         self.client = ""
         self.holder: Holder | None = None
         self.intakes: dict[int, Intake | InlineIntake] = {}
         self.outflows: dict[int, Outflow] = {}
         self.early: dict[int, Chunk] = {}  # chunks that came before the answer to their offer
+        self.answering: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()  # by transfer
         self.connection = Connection(
             Side.SERVER,
             Limits(
@@ -125,6 +130,33 @@ class Session:
         if violation.code == 4429:
             going_away = messages.GoingAway(reason="rate", retry_after=self._options.retry_max)
         self.close(violation.code, violation.reason, going_away=going_away)
+
+    @property
+    def user(self) -> Any:
+        """The user at the other end, once there is one."""
+        if self.login is None:
+            raise RuntimeError("nobody is logged in before hello")
+        return self.login.user
+
+    async def confirm(self) -> None:
+        """Look, at most once a second, whether the login still holds.
+
+        Raises `TransferAborted` where it does not; the connection is then closed with 4401 and acks nothing more.
+        """
+        now = time.monotonic()
+        if self.login is None or now - self.confirmed_at < CONFIRM_SECONDS:
+            return
+        (holds,) = await self.process.db(login.still_valid, [self.login])
+        self.confirmed_at = now
+        if not holds:
+            self.revoke()
+            raise TransferAborted("forbidden", final=False)
+
+    def revoke(self) -> None:
+        """The login no longer holds: close, and say nothing more, no ack either."""
+        self.leaving = True
+        self._writer.mute()
+        self.close(4401, CLOSE_CODES[4401].reason)
 
     async def leave(self, reason: str) -> None:
         """Go away: `reason` of PROTOCOL section 6."""
@@ -215,10 +247,11 @@ class Session:
     # -- hello -------------------------------------------------------------------------------------------------------
 
     async def _greet(self, hello: messages.Hello) -> None:
-        if isinstance(self.user, Refusal):
-            self.user = await self.process.db(login.user_of_token, hello.token)
-        if isinstance(self.user, Refusal):
-            return self.close(4401, self.user.value)
+        if self.login is None:
+            found = await self.process.db(login.login_of_token, hello.token)
+            if isinstance(found, Refusal):
+                return self.close(4401, found.value)
+            self.login = found
         try:
             order = await clients.aclock()
         except BufferUnavailable:

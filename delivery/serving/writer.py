@@ -40,6 +40,7 @@ class Writer:
         self._connection = connection
         self._outflows = outflows
         self._woken = asyncio.Event()
+        self._muted = False
 
     def wake(self) -> None:
         """There may be something to write."""
@@ -56,12 +57,18 @@ class Writer:
         self.wake()
         return True
 
+    def mute(self) -> None:
+        """Say nothing more but the close."""
+        self._muted = True
+        self._connection.outbox.clear()
+
     async def run(self) -> None:
         """Write until the connection is closed. Waits while the peer does not read. Raises `ConnectionClosed`."""
         while True:
             self._woken.clear()
-            self._connection.queue_acks(time.monotonic())
-            await self._send_outbox()
+            if not self._muted:
+                self._connection.queue_acks(time.monotonic())
+                await self._send_outbox()
             if self.closing is not None:
                 await self._socket.close(*self.closing)
                 return
@@ -70,7 +77,7 @@ class Writer:
 
     async def _send_outbox(self) -> None:
         outbox = self._connection.outbox
-        while outbox:
+        while outbox and not self._muted:
             await self._socket.send_text(messages.encode(outbox.popleft()))
             self._connection.sent(time.monotonic())
 

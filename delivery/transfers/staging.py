@@ -27,7 +27,8 @@ def stage(payload_id: UUID, index: int, *, worker: str) -> None:
         payload = Payload.objects.filter(pk=payload_id, state=PayloadState.COMPLETE).first()
         if payload is None or payload.size is None or index * RANGE_SIZE >= payload.size:
             return notify.wake(payload_id, "ended", code="expired")
-        blocks.put(payload_id, index, _blocks(payload, index))
+        if not blocks.staged(payload_id, index):  # asked for twice, by two who wanted it at once
+            blocks.put(payload_id, index, _blocks(payload, index))
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
         events.note("damaged", payload=payload_id, range=index)
