@@ -110,6 +110,10 @@ class Intake:
             if self.receiver.complete:
                 return await sink.finish(self.receiver.expected_digests())
             await self._wake.wait()
+        # What came in whole and undamaged is kept, so that it need not come again.
+        if rest := [data for _, data in self._kept]:
+            self._kept.clear()
+            await sink.write(rest)
         return None
 
     async def _write_due(self, sink: Sink) -> None:

@@ -35,6 +35,7 @@ class Link(Traffic):
         super().__init__(host, chunk_size=chunk_size, window=window)
         self.reason = ""
         self._socket = socket
+        self._asked_to_close = False
 
     async def run(self, hello: Hello) -> Closed:
         """Serve until the connection ends; return how it did. Raises `ProtocolViolation` where the server broke it."""
@@ -58,6 +59,7 @@ class Link(Traffic):
 
     async def close(self) -> None:
         """Say what is left to say, and close with 1000."""
+        self._asked_to_close = True
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._flush()
@@ -86,7 +88,8 @@ class Link(Traffic):
         return self._closed(code)
 
     def _closed(self, code: int) -> Closed:
-        self._host.statistics.closes[code] += 1
+        if not self._asked_to_close:
+            self._host.statistics.closes[code] += 1
         retry_after = None
         if self._going_away is not None:
             reason, retry_after, _ = self._going_away
