@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,14 @@ class Journey:
         return [int(self.size * part) for part in self.cuts]
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Where a client went on, and how many bytes beyond that it had sent or received before; these go again."""
+
+    offset: int
+    again_bytes: int
+
+
 class Leg:
     """A journey, and what becomes of it. `server_port`: where the proxy finds the server."""
 
@@ -44,8 +53,12 @@ class Leg:
         self.cuts_made = 0
         self.stored = 0
         """Bytes that are safe with the receiver, as the client knows it."""
+        self.closes_seen: Counter[int] = Counter()
+        self.resumes: list[Resume] = []
+        self.moving = False
         self._account = account
         self._told = 0.0
+        self._changed = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -68,21 +81,34 @@ class Leg:
         async with self.proxy, self.client.running(arguments, port=self.proxy.port, token=token, home=home):
             yield
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return as soon as `holds`, looked at whenever something has happened to the client. One caller at a time."""
+        while not holds():
+            self._changed.clear()
+            await self._changed.wait()
+
     def _say(self, text: str) -> None:
         self._account.say(self.name, text)
 
     def _on_cut(self, position: int) -> None:
         self.cuts_made += 1
-        self._say(f"CUT at {self._place(position)}: connection reset, without a closing frame")
+        self._say(f"CUT at {self.place(position)}: connection reset, without a closing frame")
 
-    def _place(self, position: int) -> str:
+    def place(self, position: int) -> str:
+        """Return a position in the payload for people."""
         return f"{amount(position)} ({share(position, self.journey.size)})"
 
     def _on_event(self, event: dict[str, Any]) -> None:
+        self._account_for(event)
+        self._changed.set()
+
+    def _account_for(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "connected":
                 self._say(f"connected as {event['user']}")
             case "closed":
+                self.moving = False
+                self.closes_seen[event["code"]] += 1
                 meaning = f" {event['reason']}" if event["reason"] else ""
                 self._say(f"sees {event['code']}{meaning}; on again in {event['wait']:.1f} s")
             case "refused":
@@ -90,8 +116,11 @@ class Leg:
             case "waiting":
                 self._say(f"the server says {event['code']}; offers again in {event['wait']:.1f} s")
             case "resumed":
-                self.proxy.resume_at(event["offset"])
-                self._say(f"resumes at {self._place(event['offset'])}")
+                resume = Resume(event["offset"], event["again"])
+                self.resumes.append(resume)
+                self.stored, self.moving = max(self.stored, resume.offset), True
+                self.proxy.resume_at(resume.offset)
+                self._say(f"resumes at {self.place(resume.offset)}; {amount(resume.again_bytes)} go again")
             case "progress":
                 self._on_progress(event["stored"])
             case "done":
@@ -100,7 +129,7 @@ class Leg:
                 self._say(f"FAILED: {event['error']}")
 
     def _on_progress(self, stored: int) -> None:
-        self.stored = stored
+        self.stored, self.moving = stored, True
         part = stored / self.journey.size if self.journey.size else 1.0
         if part >= self._told + PROGRESS_STEP:
             self._told = part

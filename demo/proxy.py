@@ -47,6 +47,8 @@ class Proxy:
         self.position = 0
         """Where in the payload the bytes are that passed last, as far as `resume_at` was told; framing counts as payload."""
         self.cuts_left = list(cuts)
+        self.cutting = True
+        """False puts the cuts that come meanwhile off."""
         self._server_port = server_port
         self._direction = direction
         self._rate = rate
@@ -99,7 +101,7 @@ class Proxy:
             from_server, to_server = await self._reach_server()
         except OSError:
             return  # nobody listens there at the moment: the client finds its connection refused
-        self._passed = 0
+        self._passed, self.position = 0, self._resumed_at
         counted = self._direction is Direction.TO_SERVER
         pumps = {
             asyncio.create_task(self._pump(from_client, to_server, counted=counted)),
@@ -156,7 +158,7 @@ class Proxy:
 
     def _up_to_cut(self, block: bytes) -> tuple[bytes, bool]:
         """Count a block. Return what of it lies before the next cut, and whether that comes now."""
-        cut = bool(self.cuts_left) and self.position + len(block) >= self.cuts_left[0]
+        cut = self.cutting and bool(self.cuts_left) and self.position + len(block) >= self.cuts_left[0]
         if cut:
             block = block[: max(0, self.cuts_left.pop(0) - self.position)]
         self._passed += len(block)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from demo import site
 from demo.account import Account, amount
-from demo.leg import Journey, Leg
-from demo.proxy import Direction
+from demo.leg import Leg
+from demo.plan import Plan, plan
 from demo.source import Copy, check_room, copy_at, generate
 from demo.stack import WORKERS, DemoFailed, Stack
 from demo.verdict import Verdict, judge
 
-SENDER = "alice"
-SENDER_CUTS = (0.15, 0.45)
-RECIPIENTS = {"bob": (0.3, 0.7), "carol": (0.4, 0.8)}
-#: Slow enough for every interruption to fall into the transfer; fast enough for a payload of 1 GiB.
-LEG_SECONDS = 10.0
-SLOWEST_RATE, FASTEST_RATE = 1_048_576.0, 67_108_864.0
 CONNECT_SECONDS = 30.0
 #: What a run may take, in seconds, and for each byte of the payload.
 RUN_SECONDS, RUN_SECONDS_A_BYTE = 100.0, 1 / 4_194_304
@@ -39,21 +32,21 @@ class Run:
     async def verdict(self) -> Verdict:
         """Make the run. Raises DemoFailed where it cannot be made; leaves nothing running, also when cancelled."""
         path, source = await self._prepare()
-        legs = self._plan(source.size)
+        run = plan(source.size, self._stack, self._account)
         try:
             self._account.say("stack", f"manage.py {' '.join(self._stack.arguments)}")
             async with asyncio.timeout(RUN_SECONDS + source.size * RUN_SECONDS_A_BYTE), self._stack:
                 self._account.say("stack", f"is up, with {WORKERS} workers")
                 await asyncio.to_thread(site.open_site, self._stack.var)
-                await self._travel(legs, path)
-                problems = judge(source, await self._copies(legs), legs)
+                await self._travel(run, path)
+                problems = judge(source, await self._copies(run), run)
                 if problems:
-                    self._show_logs(legs)
+                    self._show_logs(run)
                 self._account.say("stack", "stopping")
         except TimeoutError:
-            self._show_logs(legs)
+            self._show_logs(run)
             raise DemoFailed(f"not through after {self._account.seconds:.0f} s") from None
-        return Verdict(source, legs, problems, self._account.seconds)
+        return Verdict(source, run, problems, self._account.seconds)
 
     async def _prepare(self) -> tuple[Path, Copy]:
         path = self._given
@@ -65,17 +58,9 @@ class Run:
         self._account.say("source", f"{path}: {amount(source.size)}, sha256 {source.sha256}")
         return path, source
 
-    def _plan(self, size: int) -> list[Leg]:
-        rate = min(max(size / LEG_SECONDS, SLOWEST_RATE), FASTEST_RATE)
-        journeys = [
-            Journey(SENDER, Direction.TO_SERVER, size, rate, SENDER_CUTS),
-            *(Journey(name, Direction.TO_CLIENT, size, rate, cuts) for name, cuts in RECIPIENTS.items()),
-        ]
-        return [Leg(journey, self._stack.port, self._account) for journey in journeys]
-
-    async def _travel(self, legs: Sequence[Leg], path: Path) -> None:
+    async def _travel(self, run: Plan, path: Path) -> None:
         """Have the recipients connect, then the sender send; return when every client has ended."""
-        sender, *recipients = legs
+        sender, recipients = run.sender, run.recipients
         async with AsyncExitStack() as clients:
             for leg in recipients:
                 await self._start(clients, leg, "receive", "--once", f"--dir={self._directory / leg.name}")
@@ -83,29 +68,41 @@ class Run:
                 await asyncio.gather(*(leg.client.connected.wait() for leg in recipients))
             to = [f"--to=user:{leg.name}" for leg in recipients]
             await self._start(clients, sender, "send", str(path), *to)
-            if await sender.client.wait() == 0:
+            await self._upload(run)
+            if sender.client.status == 0:
                 await asyncio.gather(*(leg.client.wait() for leg in recipients))
+
+    async def _upload(self, run: Plan) -> None:
+        """Return when the sender has ended; meanwhile, what serves it is shut down."""
+        draining = asyncio.create_task(run.drains.run()) if run.drains else None
+        try:
+            await run.sender.client.wait()
+        finally:
+            if draining is not None:
+                draining.cancel()
+                await asyncio.wait([draining])
+        if draining is not None and not draining.cancelled():
+            draining.result()
 
     async def _start(self, clients: AsyncExitStack, leg: Leg, *arguments: str) -> None:
         token = await asyncio.to_thread(site.token, leg.name)
         home = self._directory / f"{leg.name}-home"
         await clients.enter_async_context(leg.travelling(arguments, token=token, home=home))
 
-    async def _copies(self, legs: Sequence[Leg]) -> dict[str, Copy | None]:
+    async def _copies(self, run: Plan) -> dict[str, Copy | None]:
         """Read every copy again from where it lies: a digest that somebody reported proves nothing."""
-        sender, *recipients = legs
         copies: dict[str, Copy | None] = {"in Storage": None}
-        if sender.client.done is not None:
-            copies["in Storage"] = await asyncio.to_thread(site.stored, sender.client.done["payload"])
-        for leg in recipients:
+        if run.sender.client.done is not None:
+            copies["in Storage"] = await asyncio.to_thread(site.stored, run.sender.client.done["payload"])
+        for leg in run.recipients:
             done = leg.client.done
             copies[f"with {leg.name}"] = await asyncio.to_thread(copy_at, Path(done["path"])) if done else None
         for where, copy in copies.items():
             self._account.say("check", f"{where}: {amount(copy.size)}, sha256 {copy.sha256}" if copy else f"{where}: -")
         return copies
 
-    def _show_logs(self, legs: Sequence[Leg]) -> None:
-        for leg in legs:
+    def _show_logs(self, run: Plan) -> None:
+        for leg in run.legs:
             for line in leg.client.complaints:
                 self._account.line(f"{leg.name}: {line}")
         for line in self._stack.last_lines(LOG_LINES):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -63,11 +64,18 @@ def stored(payload: str) -> Copy:
         return copy_of(file)
 
 
+@dataclass(frozen=True)
+class Upload:
+    """The live upload: how many bytes of it are stored, and the worker that stored the last of them, if any."""
+
+    position: int
+    worker: str
+
+
 @_with_connections_closed
-def uploading_worker() -> str | None:
-    """Return the name of the worker that stored the latest part of the live upload, "worker1" for instance."""
+def upload() -> Upload | None:
+    """Return the live upload; None where there is none, before the sender began or after all is stored."""
     from delivery.models import Direction, Transfer, TransferState
 
-    uploads = Transfer.objects.filter(direction=Direction.UPLOAD, state=TransferState.LIVE).exclude(worker="")
-    worker = uploads.order_by("-progressed_at").values_list("worker", flat=True).first()
-    return worker.partition("@")[0] if worker else None
+    row = Transfer.objects.filter(direction=Direction.UPLOAD, state=TransferState.LIVE).first()
+    return Upload(row.position, row.worker.partition("@")[0]) if row else None

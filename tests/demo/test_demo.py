@@ -62,7 +62,7 @@ def demo(tmp_path: Path, payload: Path) -> Iterator[Demo]:
             demo.process.wait(60)
 
 
-def test_payload_survives_every_cut(demo: Demo, payload: Path) -> None:
+def test_payload_survives_cuts_and_shutdowns(demo: Demo, payload: Path) -> None:
     said = demo.end()
     assert demo.process.returncode == 0, said + demo.complaints
     summary = json.loads(said.splitlines()[-1])
@@ -70,7 +70,10 @@ def test_payload_survives_every_cut(demo: Demo, payload: Path) -> None:
     assert summary["size"] == SIZE
     assert summary["sha256"] == hashlib.sha256(payload.read_bytes()).hexdigest()
     assert summary["closes"]["1006"] == 6
+    assert summary["closes"]["1001"] == 4  # the sender for its worker, and everybody for the web process
+    assert set(summary["closes"]) == {"1001", "1006"}
     assert summary["resumes"] >= 6
+    assert [drain["part"][:6] for drain in summary["drains"]] == ["worker", "web"]
     assert said.count("CUT at") == 6
     assert demo.complaints == ""
     assert list(demo.temporary.iterdir()) == []
