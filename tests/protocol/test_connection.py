@@ -181,6 +181,13 @@ def test_a_peer_that_says_nothing_at_all_is_dropped(side):
     assert end.tick(25.0) == [events.PeerSilent()]
 
 
+def test_chunks_for_what_is_no_longer_live_are_dropped():
+    pair = Pair()
+    sender, receiver = pair.accepted(pair.client)
+    pair.server.abort(receiver, "cancelled", final=True)
+    assert pair.chunk(sender, pair.client, bytes(CHUNK)) == []
+
+
 def test_chunks_count_as_signs_of_life():
     pair = Pair()
     pair.accepted(pair.client)

@@ -108,6 +108,11 @@ def test_an_offer_that_the_peer_would_refuse_is_misuse_and_costs_no_handle():
     assert pair.offered(pair.client)[0].handle == 1
 
 
+def test_chunks_that_do_not_fit_into_our_own_messages_are_misuse():
+    with pytest.raises(UsageError, match="do not fit"):
+        Connection(Side.CLIENT, Limits(max_message=65_548, chunk_size=131_072), now=0.0)
+
+
 def test_at_most_16_offers_are_unanswered():
     pair = Pair()
     for _ in range(MAX_UNANSWERED_OFFERS):
@@ -275,6 +280,17 @@ def test_a_late_report_of_a_loss_changes_nothing(seq):
     assert not pair.server.outbox
 
 
+def test_acks_are_queued_for_who_has_news():
+    pair = Pair()
+    sender, receiver = pair.accepted(pair.client)
+    pair.accepted(pair.client, transfer=OTHER)
+    pair.chunk(sender, pair.client, bytes(CHUNK))
+    receiver.on_stored(1)
+    pair.server.queue_acks(0.0)
+    (ack,) = pair.server.outbox
+    assert (ack.handle, ack.seq) == (sender.handle, 1)
+
+
 def test_an_answer_for_another_transfer_is_a_violation():
     pair = Pair()
     pair.offered(pair.client)
@@ -395,6 +411,14 @@ def test_an_abort_means_the_direction_whose_transfer_it_names():
     (event,) = say(pair.client, type="abort", transfer=OTHER, handle=1, code="expired", final=True)
     assert event == events.ReceiverAborted(delivery, Abort(transfer=OTHER, handle=1, code="expired", final=True))
     assert upload.live
+
+
+def test_a_transfer_that_ended_meanwhile_has_left_already():
+    pair = Pair()
+    sender, _ = pair.accepted(pair.client)
+    pair.client._forget(sender)
+    pair.client.abort(sender, "paused", final=False)
+    assert pair.client.next_turn() is None
 
 
 def test_an_abort_beats_nothing_that_is_done():

@@ -20,6 +20,7 @@ def parse(text, max_bytes=65_536):
         ('{"a":"\ud800"}', "lone surrogate"),
         ('{"a":"\\ud800"}', "lone surrogate"),
         ('{"a":"\\u0000"}', "NUL in a string"),
+        ('{"a":[1,{"b":["\\u0000"]}]}', "NUL in a string"),
         ('{"a":1,"a":1}', "duplicate member"),
         ("[]", "control message is not an object"),
         ("{", "control message is not JSON"),
@@ -34,6 +35,10 @@ def test_the_reason_says_which_rule_was_broken(text, reason):
     with pytest.raises(ProtocolViolation) as caught:
         parse(text)
     assert caught.value.reason == reason
+
+
+def test_escapes_that_are_no_fault_are_let_pass():
+    assert parse('{"\\u00e9":[1,null,{"a":"\\ud83c\\udf89"}]}') == {"é": [1, None, {"a": "🎉"}]}
 
 
 def test_length_is_counted_in_bytes():

@@ -83,11 +83,21 @@ def test_nothing_is_due_before_the_accept_nor_after_the_end():
     assert receiver.next_run(100.0) is None
     assert receiver.rest(100.0) is None
     assert receiver.wake_at() is None
+    assert receiver.next_ack(100.0) is None
     receiver = opened()
     take(receiver, 5)
     receiver.on_abort(abort())
     assert receiver.next_run(100.0) is None
     assert receiver.rest(100.0) is None
+
+
+def test_nacks_of_what_is_stored_meanwhile_are_forgotten():
+    receiver = opened()
+    take(receiver, 4)
+    receiver.lost(1, "lost")
+    take(receiver, 3)
+    receiver.on_stored(2)
+    assert not receiver._nacks
 
 
 def test_a_segment_smaller_than_a_chunk_is_one_chunk():
