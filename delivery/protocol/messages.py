@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from delivery.errors import ProtocolViolation, UsageError
 from delivery.protocol import rules
 from delivery.protocol.frames import CHUNK_SIZE_MIN, HEADER_BYTES
-from delivery.protocol.rules import Member, Rule, optional, required
+from delivery.protocol.rules import Member, optional, required
 
 MAX_CONTROL_BYTES = 65_536
 DEFAULT_CHUNK_SIZE = 262_144
@@ -324,14 +324,10 @@ def _checked(kind: type[Message], members: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, member in kind.MEMBERS.items():
         if name in members:
-            values[member.field or name] = _apply(member.rule, members[name], kind, name)
+            try:
+                values[member.field or name] = member.rule(members[name])
+            except ValueError as error:
+                raise ProtocolViolation(f"{kind.TYPE}.{name}: {error}") from None
         elif member.required:
             raise ProtocolViolation(f"{kind.TYPE} without {name}")
     return values
-
-
-def _apply(rule: Rule, value: Any, kind: type[Message], name: str) -> Any:
-    try:
-        return rule(value)
-    except ValueError as error:
-        raise ProtocolViolation(f"{kind.TYPE}.{name}: {error}") from None

@@ -6,7 +6,7 @@ The lower half of a `Receiver`: it counts chunks and credit, and neither checks 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from delivery.errors import UsageError
 from delivery.protocol.frames import chunk_count
@@ -126,6 +126,11 @@ class Storing(Machine):
         self._ack_due = True
         for settled in [asked for asked in self._nacks if asked < seq]:
             del self._nacks[settled]
+
+    def resize(self, window: int) -> None:
+        """Let at most `window` bytes be unacked from now on, one chunk at least; credit that was given stays given."""
+        if self._terms is not None:
+            self._terms = replace(self._terms, window=window)
 
     def hold(self) -> None:
         """Give no more credit; what was given stays given."""
