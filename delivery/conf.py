@@ -60,6 +60,12 @@ class Settings:
         high=CHUNK_SIZE_MAX,
     )
     window: int = _option(16 * MIB, "Most unacked bytes of one transfer.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB)
+    buffer_budget: int = _option(
+        256 * MIB,
+        "Most bytes that the uploads of one web process may have in Redis; at most half of Redis's maxmemory is used.",
+        unit="bytes",
+        low=CHUNK_SIZE_MAX,
+    )
     segment_size: int = _option(
         8 * MIB, "Largest run of bytes that one task stores as one file.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB
     )
@@ -100,7 +106,6 @@ class Settings:
         30 * 86400.0, "Events of the admin's timeline are kept this long.", unit="seconds", low=60
     )
 
-    max_connections: int = _option(100, "Connections of one user.", unit="connections", low=1)
     max_live_transfers: int = _option(
         256, "Live transfers of one connection in each direction.", unit="transfers", low=1
     )

@@ -69,6 +69,7 @@ class Payload(models.Model):
     failure = models.CharField(_("failure"), max_length=64, blank=True)  # an abort code
     inline = models.BinaryField(null=True)  # the bytes themselves, where they are few
     in_place = models.BooleanField(default=False)  # the file belongs to the site: never deleted by us
+    reserved = models.BigIntegerField(default=0)  # bytes that its owner's quota is charged with
     keep = models.BooleanField(default=False)  # never expires: for the site itself, or attached
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     completed_at = models.DateTimeField(_("completed"), null=True)
@@ -296,3 +297,17 @@ class Attachment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model}.{self.field}"
+
+
+class Usage(models.Model):
+    """What a user's quota is charged with. Counted at each offer and end, counted anew now and then by the sweep."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, primary_key=True, on_delete=models.CASCADE, related_name="+", verbose_name=_("user")
+    )
+    stored = models.BigIntegerField(default=0)  # bytes reserved by payloads that exist or are on their way
+    live = models.IntegerField(default=0)  # uploads that are not complete, but for inline ones
+    counted_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.user_id}: {self.stored} bytes"

@@ -41,6 +41,21 @@ def address_of(user: Any) -> str:
     return f"{USER}{user.pk}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one user may use. `offers_per_minute` and `connections` are counted in each web process by itself.
+
+    `stored` (bytes): of payloads that they sent and that still exist, those on their way included. `live`: uploads at
+    once. `in_flight` (bytes): the windows of all those uploads together.
+    """
+
+    stored: int = 100 * conf.GIB
+    live: int = 1_000
+    in_flight: int = 16 * conf.GIB
+    offers_per_minute: int = 60_000
+    connections: int = 2_000
+
+
 class DefaultPolicy:
     """What a site may decide. Every method runs in a thread and may query the database; none may block for long."""
 
@@ -63,6 +78,10 @@ class DefaultPolicy:
     def max_payload(self, user: Any) -> int:
         """Return the largest payload in bytes that `user` may upload."""
         return conf.current().max_payload
+
+    def quota(self, user: Any) -> Quota:
+        """Return what `user` may use; asked at each connection and offer."""
+        return Quota()
 
     def find_user(self, name: str) -> Any | None:
         """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody."""

@@ -35,7 +35,8 @@ async def aput(payload: UUID, lease: int, chunk_size: int, start: int, chunks: S
         pipe = aclient().pipeline(transaction=False)
         for seq, data in enumerate(chunks, start):
             pipe.set(keys.chunk(payload, lease, seq), data, ex=seconds)
-        pipe.set(keys.progress(payload, lease), f"{chunk_size}:{start + len(chunks)}", ex=seconds)
+        end = start * chunk_size + sum(len(data) for data in chunks)
+        pipe.set(keys.progress(payload, lease), f"{chunk_size}:{end}", ex=seconds)
         await pipe.execute()
 
 
@@ -47,13 +48,13 @@ async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Seque
 
 
 async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
-    """Return (chunk size, next seq) that a lease has buffered up to; (0, 0) where nothing is known of it."""
+    """Return (chunk size, byte position) that a lease has buffered up to; (0, 0) where nothing is known of it."""
     with reporting():
         value = await aclient().get(keys.progress(payload, lease))
     if value is None:
         return 0, 0
-    size, seq = value.split(b":")
-    return int(size), int(seq)
+    size, end = value.split(b":")
+    return int(size), int(end)
 
 
 async def akeep(run: BufferedRun) -> None:

@@ -24,7 +24,7 @@ def checksums(payload: UUID, lease: int, start: int) -> str:
 
 
 def progress(payload: UUID, lease: int) -> str:
-    """How far the chunks of a lease are buffered: `<chunk size>:<seq>`."""
+    """How far the chunks of a lease are buffered: `<chunk size>:<byte position>`."""
     return _key("p", payload.hex, lease)
 
 

@@ -6,11 +6,10 @@ Asks again for whatever does not come: tasks and wake-ups may be lost, Redis may
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,6 @@ BUFFER_RETRY_SECONDS = 0.5
 BUFFER_PATIENCE_SECONDS = 30.0
 STORAGE_RETRY_SECONDS = 1.0
 MOST_STORAGE_FAILURES = 5
-BUSY_RETRY_AFTER = 2.0
 
 
 @dataclass(slots=True)
@@ -40,6 +38,7 @@ class Order:
     """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
 
     order: StoreOrder
+    checksums: Sequence[int]
     attempt: int = 0
     ask_at: float = 0.0
 
@@ -212,7 +211,7 @@ class Intake:
             length=receiver.offset(run.end) - receiver.offset(run.start),
             ends=ends,
         )
-        self._orders.append(Order(order))
+        self._orders.append(Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)]))
 
     async def _ask(self, now: float) -> None:
         """Publish a task for each run that is due: for the first time, or again."""
@@ -225,10 +224,7 @@ class Intake:
     async def _ask_for(self, order: Order) -> None:
         run = order.order.run
         if order.attempt == 0:
-            checksums = list(itertools.islice(self._checksums, run.end - run.start))
-            await chunks.aput_checksums(run.payload, run.lease, run.start, checksums)
-            for _ in checksums:
-                self._checksums.popleft()
+            await chunks.aput_checksums(run.payload, run.lease, run.start, order.checksums)
         else:
             await self._look()
             await chunks.akeep(run)
@@ -359,6 +355,7 @@ class Intake:
             self._superseded = True
         elif lease == self.lease and not self._lost:
             self.receiver.on_stored(min(self._seq_of(position), self.receiver.received))
+            self._process.credit.moved(self.receiver)
             self._reports.changed()
 
     def _not_stored(self, start: int) -> None:

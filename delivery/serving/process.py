@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -17,12 +18,14 @@ from uuid import UUID
 from django.db import DatabaseError, connections
 
 from delivery import conf, dispatch
-from delivery.buffer import clients, markers, workers
+from delivery.buffer import clients, markers, memory, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving import login
 from delivery.serving.cache import BlockCache
+from delivery.serving.credit import CreditLedger
 from delivery.serving.login import Login
+from delivery.serving.rates import OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events
 
@@ -34,6 +37,8 @@ T = TypeVar("T")
 EVENTS_SECONDS = 1.0
 POSITIONS_SECONDS = 5.0
 LOGINS_SECONDS = 5.0
+MEMORY_SECONDS = 2.0
+FULL = 0.9  # of Redis's maxmemory: from there on new offers wait
 WORKERS_SECONDS = 2.0
 
 
@@ -55,6 +60,10 @@ class Process:
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable()
+        self.offers = OfferRates()
+        self.credit = CreditLedger(options.buffer_budget, options.window)
+        self.buffer_full = False
+        self.connections: Counter[Any] = Counter()  # of each user, by primary key
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
         self.draining = False
         self._positions: dict[tuple[UUID, str], int] = {}
@@ -69,6 +78,7 @@ class Process:
         self._tasks = [
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
+            asyncio.create_task(self._every(MEMORY_SECONDS, self.check_memory), name="delivery memory"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
         ]
 
@@ -97,8 +107,14 @@ class Process:
     async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int = 0) -> bool:
         """Publish a task unless somebody just did; return whether it was published.
 
-        Raises `BufferUnavailable`.
+        Raises `BufferUnavailable`. Cancelling leaves it running to its end: a marker without its task would keep
+        others from asking.
         """
+        publishing = asyncio.ensure_future(self._publish(task, arguments, marker, attempt))
+        publishing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(publishing)
+
+    async def _publish(self, task: str, arguments: dict[str, Any], marker: str, attempt: int) -> bool:
         if not await markers.aclaim(marker, attempt=attempt):
             return False
         loop = asyncio.get_running_loop()
@@ -129,6 +145,17 @@ class Process:
         noted, self._positions = self._positions, {}
         if noted:
             await self.db(deliveries.note_positions, noted)
+
+    async def check_memory(self) -> None:
+        """See how full Redis is: the uploads' budget is at most half of it."""
+        try:
+            used, most = await memory.ause()
+        except BufferUnavailable as error:
+            logger.warning("%s", error)
+            return
+        budget = conf.current().buffer_budget
+        self.credit.budget = min(budget, most // 2) if most else budget
+        self.buffer_full = bool(most) and used > FULL * most
 
     async def check_logins(self) -> None:
         """Close every connection whose login no longer holds."""

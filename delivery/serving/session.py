@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from delivery import conf, notify, policy
-from delivery.buffer import clients
-from delivery.errors import BufferUnavailable, ProtocolViolation, TransferAborted
+from delivery import conf, policy
+from delivery.errors import ProtocolViolation, TransferAborted
+from delivery.policy import Quota
 from delivery.protocol import events, messages
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.serving import delivering, leaving, login, process, uploading
+from delivery.serving import delivering, greeting, leaving, login, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
 from delivery.serving.login import Login, Refusal
@@ -50,6 +49,7 @@ class Session:
         self.process = process.current()
         self.login = found if isinstance(found, Login) else None  # None until a hello brings a token
         self.confirmed_at = time.monotonic()
+        self.quota = Quota()  # the policy's, from hello on
         self.client = ""
         self.holder: Holder | None = None
         self.intakes: dict[int, Intake | InlineIntake] = {}
@@ -70,8 +70,9 @@ class Session:
         self.close_code: int | None = None
         self.leaving = False  # flushing before a planned close: nothing more is taken in
         self._writer = Writer(socket, self.connection, self.outflows)
-        self._socket = socket
+        self.socket = socket
         self._options = options
+        self._counted = False  # among the user's connections
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -112,6 +113,20 @@ class Session:
             logger.warning("connection of %s: detaching took longer than %s s", self.client, DETACH_SECONDS)
         finally:
             self.process.sessions.discard(self)
+            self._uncount()
+
+    def count(self) -> int:
+        """Count this connection among its user's; return how many those are now."""
+        self.process.connections[self.user.pk] += 1
+        self._counted = True
+        return self.process.connections[self.user.pk]
+
+    def _uncount(self) -> None:
+        if self._counted:
+            connections = self.process.connections
+            connections[self.user.pk] -= 1
+            if connections[self.user.pk] <= 0:
+                del connections[self.user.pk]
 
     async def _detach_all(self) -> None:
         for intake in self.intakes.values():
@@ -236,58 +251,13 @@ class Session:
             case events.ReceiverAborted():
                 self.spawn(uploading.aborted(self, event.receiver, event.message), "abort")
             case events.Greeted():
-                self.spawn(self._greet(event.hello), "hello")
+                self.spawn(greeting.greet(self, event.hello), "hello")
             case _:
                 return
 
     def _wake_intake(self, receiver: Receiver) -> None:
         if (intake := self.intakes.get(receiver.handle)) is not None:
             intake.wake()
-
-    # -- hello -------------------------------------------------------------------------------------------------------
-
-    async def _greet(self, hello: messages.Hello) -> None:
-        if self.login is None:
-            found = await self.process.db(login.login_of_token, hello.token)
-            if isinstance(found, Refusal):
-                return self.close(4401, found.value)
-            self.login = found
-        try:
-            order = await clients.aclock()
-        except BufferUnavailable:
-            away = messages.GoingAway(reason="overloaded", retry_after=self._options.retry_max)
-            return self.close(1013, "overloaded, try again later", going_away=away)
-        self.client = hello.client
-        self.holder = Holder(self.user.pk, hello.client, secrets.token_hex(8), order, self._socket.channel_name)
-        groups = await self.process.db(deliveries.join, self.user, hello.groups) if hello.groups else []
-        self._welcome(groups)
-        if hello.receive:
-            await self._receive(groups)
-
-    def _welcome(self, groups: list[str]) -> None:
-        options = self._options
-        self.connection.welcome(
-            messages.Welcome(
-                session=self.require_holder().session,
-                user=policy.address_of(self.user),
-                groups=tuple(groups),
-                max_message=options.max_message,
-                chunk_size=options.chunk_size,
-                window=options.window,
-                early_data=self.connection.limits.early_data,
-                heartbeat=options.heartbeat,
-                retry={"initial": options.retry_initial, "max": options.retry_max},
-            )
-        )
-        self.wake()
-
-    async def _receive(self, groups: list[str]) -> None:
-        """Offer what waits, and what arrives from now on."""
-        await self._socket.join(notify.group_of(policy.address_of(self.user)))
-        for name in groups:
-            await self._socket.join(notify.group_of(policy.GROUP + name))
-        self.spawn(self.offering.run(), "offering")
-        self.offering.look()
 
     def require_holder(self) -> Holder:
         if self.holder is None:
@@ -343,7 +313,7 @@ class Session:
             self.wake()
         # The peer does not read: what waits to be sent, the close among it, is given up.
         await asyncio.sleep(CLOSE_SECONDS)
-        self._socket.abandon()
+        self.socket.abandon()
 
     def _tick_once(self, now: float) -> None:
         for event in self.connection.tick(now):

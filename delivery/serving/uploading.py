@@ -6,10 +6,11 @@ import asyncio
 import datetime
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from delivery import dispatch, notify, policy
+from delivery import conf, dispatch, notify, policy
 from delivery.buffer import chunks
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
 from delivery.protocol import messages
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 5.0
 SETTLE_LOOK_SECONDS = 0.5
+BUSY_RETRY_AFTER = 2.0
 
 
 def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
@@ -84,13 +86,22 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
         raise Refused("unsupported")
     if session.process.draining or session.leaving or session.closing:
         raise Refused("draining")
+    wait = session.process.offers.count(session.user.pk, session.quota.offers_per_minute)
+    if wait is not None:
+        raise Refused("rate", f"at most {session.quota.offers_per_minute} offers a minute", retry_after=wait)
     await session.confirm()
     key = UUID(offer.transfer)
     earlier = await session.process.db(uploads.find, session.user.pk, key)
+    if earlier is None and session.process.buffer_full and not _is_inline(offer):
+        raise Refused("busy", "the buffer is full", retry_after=BUSY_RETRY_AFTER)
     workers = bool(await session.process.workers_alive())
     if earlier is not None and workers:
         await _settle(session, earlier)
     return await session.process.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+
+
+def _is_inline(offer: UploadOffer) -> bool:
+    return offer.size is not None and offer.size <= conf.current().inline_limit
 
 
 async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
@@ -98,14 +109,16 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         if other.opened.transfer == opened.transfer:  # offered again on the same connection
             drop(session, other, "taken_over", final=False)
     receiver.size = opened.size if receiver.size is None else receiver.size
-    terms = session.terms()
+    credit = session.process.credit
+    waits = not opened.inline and not credit.fits(receiver, opened.stored)
+    terms = replace(session.terms(), window=credit.window())
     session.connection.accept(
         receiver,
         stored=opened.stored,
         terms=terms,
         now=time.monotonic(),
         expires=_iso(opened.expires),
-        hold=opened.hold,
+        hold=opened.hold or waits,
     )
     kind = InlineIntake if opened.inline else Intake
     reports = Reports(
@@ -116,6 +129,8 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
     intake = kind(session.process, receiver, opened, reports)
     early = session.early.pop(receiver.handle, None)
     if receiver.live:
+        if not opened.inline:
+            credit.join(receiver, session.wake, waits=waits)
         session.intakes[receiver.handle] = intake
         if early is not None and receiver.received > receiver.stored:
             intake.keep(early)
@@ -138,6 +153,8 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
         final = aborted.final and aborted.code not in ("storage_unavailable", "busy")
         drop(session, intake, aborted.code, final=final, message=aborted.message)
         return
+    finally:
+        session.process.credit.leave(intake.receiver)
     if session.intakes.pop(intake.receiver.handle, None) is not None:
         _done(session, intake.receiver, finished)
 
@@ -162,7 +179,9 @@ def drop(session: Session, intake: Intake | InlineIntake, code: str, *, final: b
 
 async def release_held(session: Session) -> None:
     """Give credit to uploads that resumed while no worker lived, as soon as one does."""
-    held = [intake.receiver for intake in session.intakes.values() if intake.receiver.held]
+    waits = session.process.credit.waits
+    receivers = [intake.receiver for intake in session.intakes.values()]
+    held = [receiver for receiver in receivers if receiver.held and not waits(receiver)]
     if held and await session.process.workers_alive():
         for receiver in held:
             receiver.release()
@@ -223,28 +242,26 @@ async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Fini
 async def _settle(session: Session, earlier: Earlier) -> None:
     """Have what an earlier lease left in the buffer stored, so that it is not sent again; wait at most 5 s for it."""
     try:
-        chunk_size, seq = await chunks.abuffered(earlier.payload, earlier.lease)
-        if not chunk_size or seq * chunk_size <= earlier.stored:
+        chunk_size, end = await chunks.abuffered(earlier.payload, earlier.lease)
+        if end <= earlier.stored:
             return
         if earlier.channel:
             # Its consumer, should it live, takes nothing more in under that lease.
             await notify.atell_channel(
                 earlier.channel, "taken_over", transfer=earlier.transfer.hex, lease=earlier.lease + 1
             )
-        end = seq * chunk_size if earlier.size is None else min(seq * chunk_size, earlier.size)
-        await _publish_rest(session, earlier, chunk_size, end)
         async with asyncio.timeout(SETTLE_SECONDS):
-            await _until_stored(session, earlier, end)
+            await _until_stored(session, earlier, chunk_size, end)
     except TimeoutError:
         logger.info("upload %s resumes before all that was buffered is stored", earlier.payload)
     except BufferUnavailable as error:
         logger.warning("%s", error)
 
 
-async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, end: int) -> None:
+async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, start: int, end: int) -> None:
     """Publish tasks for what is buffered and not stored. Those that its own consumer published just find it done."""
-    size = session.terms().segment_size
-    for offset in range(earlier.stored, end, size):
+    size = max(1, session.terms().segment_size // chunk_size) * chunk_size
+    for offset in range(start, end, size):
         length = min(size, end - offset)
         order = StoreOrder(
             transfer=earlier.transfer,
@@ -255,12 +272,14 @@ async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, end
             chunk_size=chunk_size,
             offset=offset,
             length=length,
+            ends=offset + length if length % chunk_size else None,  # a short chunk is the last
         )
         marker = dispatch.store_marker(order.payload, order.lease, order.start)
         await session.process.publish(dispatch.STORE, order.arguments(), marker=marker)
 
 
-async def _until_stored(session: Session, earlier: Earlier, end: int) -> None:
+async def _until_stored(session: Session, earlier: Earlier, chunk_size: int, end: int) -> None:
+    """Ask for what is buffered, and again, until it is stored: whoever asked before may be gone."""
     woken = asyncio.Event()
 
     def on_wake(message: dict[str, object]) -> None:
@@ -273,6 +292,7 @@ async def _until_stored(session: Session, earlier: Earlier, end: int) -> None:
             if lease != earlier.lease or position >= end:
                 return
             woken.clear()
+            await _publish_rest(session, earlier, chunk_size, position, end)
             try:
                 async with asyncio.timeout(SETTLE_LOOK_SECONDS):
                     await woken.wait()

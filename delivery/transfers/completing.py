@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import ending, events, notices
+from delivery.transfers import ending, events, notices, quotas
 
 
 def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> bool:
@@ -43,6 +43,7 @@ def complete_locked(payload: Payload, sha256: str) -> None:
     Transfer.objects.filter(payload=payload, direction=Direction.UPLOAD, state=TransferState.LIVE).update(
         state=TransferState.DONE, ended_at=now, position=payload.size or 0, client="", channel="", waiting_for=""
     )
+    quotas.completed(payload)
     addresses = list(payload.addresses.values_list("address", flat=True))
     create_deliveries(payload, addresses)
     notices.add("payload_stored", payload)

@@ -12,7 +12,7 @@ from django.utils import timezone
 from delivery import notify
 from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.storage import files, payloads
-from delivery.transfers import events, notices
+from delivery.transfers import events, notices, quotas
 
 OVER = (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
 
@@ -56,6 +56,7 @@ def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str) -
         if payload is None:
             return False
         complete = payload.state == PayloadState.COMPLETE
+        quotas.ended(payload, live=not complete and payload.inline is None)
         payload.state, payload.failure, payload.inline = state, code, None
         payload.sealing_at, payload.sealer = None, ""
         payload.save(update_fields=["state", "failure", "inline", "sealing_at", "sealer"])

@@ -13,7 +13,7 @@ from delivery import conf, dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import attaching, ending, events, notices
+from delivery.transfers import attaching, ending, events, notices, quotas
 from delivery.transfers.sealing import DEAD_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def sweep() -> dict[str, int]:
     }
     notices.announce_due()
     attaching.compose_due()
+    quotas.count_again()
     events.write()
     return done
 

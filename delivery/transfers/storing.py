@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -14,13 +15,13 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
-from delivery import conf, dispatch, notify
+from delivery import conf, dispatch, notify, policy
 from delivery.buffer import chunks, markers
 from delivery.buffer.chunks import BufferedRun
-from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, StaleLease, StorageUnavailable
+from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refused, StaleLease, StorageUnavailable
 from delivery.models import Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import events, uploads
+from delivery.transfers import ending, events, quotas, uploads
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def store(order: StoreOrder, *, worker: str) -> None:
         if not _needed(order):
             return _tell_position(order, worker)
         name = files.write(
-            conf.current().storage, order.payload, order.offset, order.lease, chunks.fetch(order.run), order.length
+            conf.current().storage, order.payload, order.offset, order.lease, _bytes_of(order), order.length
         )
     except ChunksLost as lost:
         notify.wake(order.payload, "lost", lease=order.lease, seq=lost.seq, worker=worker)
@@ -80,6 +81,16 @@ def store(order: StoreOrder, *, worker: str) -> None:
         notify.wake(order.payload, "unstored", lease=order.lease, start=order.start, worker=worker)
     else:
         _commit(order, name, worker)
+
+
+def _bytes_of(order: StoreOrder) -> Iterator[bytes]:
+    """Yield the chunks of a run. Raises as `chunks.fetch` does, and `IntegrityError` where they have another length."""
+    length = 0
+    for data in chunks.fetch(order.run):
+        length += len(data)
+        yield data
+    if length != order.length:
+        raise IntegrityError(f"{length} bytes are buffered, expected {order.length}")
 
 
 def _needed(order: StoreOrder) -> bool:
@@ -106,17 +117,29 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             Segment.objects.create(
                 payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length
             )
+            if row.payload.size is None:
+                _charge(row, order)
             if order.ends is not None:
                 uploads.learn(row.payload, order.ends, None)
             _advance(row, worker)
     except StaleLease:
         files.delete(alias, name)
+    except Refused as refused:
+        files.delete(alias, name)
+        ending.fail(order.payload, refused.code)
+        return
     except BaseException:
         files.delete(alias, name)
         raise
     else:
         chunks.drop(order.run)
     _tell_position(order, worker)
+
+
+def _charge(row: Transfer, order: StoreOrder) -> None:
+    """Charge the quota with a segment of a payload whose size nobody knew at the offer. Raises `Refused`."""
+    if not quotas.grow(row.payload, policy.current().quota(row.user), order.length):
+        raise Refused("too_large", "the user's quota is used up")
 
 
 def _advance(row: Transfer, worker: str) -> None:

@@ -19,7 +19,7 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import events, names
+from delivery.transfers import events, names, quotas
 from delivery.transfers.holders import Holder
 
 BUSY_SECONDS = 2.0
@@ -111,8 +111,11 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers:
     inline = offer.size is not None and offer.size <= options.inline_limit
     if not inline and not workers:
         raise Refused("busy", "no worker takes the queue's tasks", retry_after=BUSY_SECONDS)
+    reserved = offer.size or 0
+    quotas.reserve(user, rules.quota(user), reserved, live=not inline)
     payload = Payload.objects.create(
         owner=user,
+        reserved=reserved,
         name=names.clean(offer.name),
         content_type=names.clean_type(offer.content_type),
         meta=dict(offer.meta),

@@ -1,0 +1,71 @@
+"""Hello and welcome: who is there, whether there is room for them, what they are to be offered (PROTOCOL section 1)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from delivery import conf, notify, policy
+from delivery.buffer import clients
+from delivery.errors import BufferUnavailable, ProtocolViolation
+from delivery.protocol import messages
+from delivery.protocol.codes import CLOSE_CODES
+from delivery.serving import login
+from delivery.serving.login import Refusal
+from delivery.transfers import deliveries
+from delivery.transfers.holders import Holder
+
+if TYPE_CHECKING:
+    from delivery.serving.session import Session
+
+
+async def greet(session: Session, hello: messages.Hello) -> None:
+    """Answer a hello with a welcome, or close the connection."""
+    if session.login is None:
+        found = await session.process.db(login.login_of_token, hello.token)
+        if isinstance(found, Refusal):
+            return session.close(4401, found.value)
+        session.login = found
+    session.quota = await session.process.db(policy.current().quota, session.user)
+    if session.count() > session.quota.connections:
+        return session.refuse(ProtocolViolation(CLOSE_CODES[4429].reason, 4429))
+    try:
+        order = await clients.aclock()
+    except BufferUnavailable:
+        away = messages.GoingAway(reason="overloaded", retry_after=conf.current().retry_max)
+        return session.close(1013, CLOSE_CODES[1013].reason, going_away=away)
+    session.client = hello.client
+    channel = session.socket.channel_name
+    session.holder = Holder(session.user.pk, hello.client, secrets.token_hex(8), order, channel)
+    groups = await session.process.db(deliveries.join, session.user, hello.groups) if hello.groups else []
+    _welcome(session, session.holder, groups)
+    if hello.receive:
+        await _receive(session, groups)
+    return None
+
+
+def _welcome(session: Session, holder: Holder, groups: list[str]) -> None:
+    options = conf.current()
+    session.connection.welcome(
+        messages.Welcome(
+            session=holder.session,
+            user=policy.address_of(session.user),
+            groups=tuple(groups),
+            max_message=options.max_message,
+            chunk_size=options.chunk_size,
+            window=options.window,
+            early_data=session.connection.limits.early_data,
+            heartbeat=options.heartbeat,
+            retry={"initial": options.retry_initial, "max": options.retry_max},
+        )
+    )
+    session.wake()
+
+
+async def _receive(session: Session, groups: list[str]) -> None:
+    """Offer what waits, and what arrives from now on."""
+    await session.socket.join(notify.group_of(policy.address_of(session.user)))
+    for name in groups:
+        await session.socket.join(notify.group_of(policy.GROUP + name))
+    session.spawn(session.offering.run(), "offering")
+    session.offering.look()

@@ -1,0 +1,87 @@
+"""Quotas: reserved at the offer, in the transaction that takes it, and reconciled when the payload ends.
+
+One conditional UPDATE of the user's row, so that parallel offers at the edge cannot pass together.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Count, F, Q, Sum
+from django.utils import timezone
+
+from delivery import conf
+from delivery.errors import Refused
+from delivery.models import Payload, PayloadState, Usage
+from delivery.policy import Quota
+
+COUNT_AGAIN = datetime.timedelta(hours=1)
+CHARGED = (PayloadState.STORING, PayloadState.SEALING, PayloadState.COMPLETE)
+
+
+def reserve(user: Any, quota: Quota, size: int, *, live: bool) -> None:
+    """Charge a user with `size` bytes and, if `live`, with one upload. Call it inside the transaction of the offer.
+
+    Raises `Refused` with `quota` where either would be exceeded.
+    """
+    most = min(quota.live, quota.in_flight // conf.current().window)
+    fits = Usage.objects.filter(user=user, stored__lte=quota.stored - size)
+    if live:
+        fits = fits.filter(live__lt=most)
+    change = {"stored": F("stored") + size, "live": F("live") + int(live)}
+    if fits.update(**change):
+        return
+    Usage.objects.get_or_create(user=user, defaults={"counted_at": timezone.now()})
+    if not fits.update(**change):  # again: the user's first offer had no row to change
+        raise Refused("quota", f"at most {quota.stored} bytes and {most} uploads at once")
+
+
+def grow(payload: Payload, quota: Quota, by: int) -> bool:
+    """Charge the owner of a payload of unknown size with `by` bytes more; return whether the quota allows it."""
+    if payload.owner_id is None:
+        return True
+    fits = Usage.objects.filter(user_id=payload.owner_id, stored__lte=quota.stored - by)
+    if not fits.update(stored=F("stored") + by):
+        return False
+    Payload.objects.filter(pk=payload.pk).update(reserved=F("reserved") + by)
+    return True
+
+
+def completed(payload: Payload) -> None:
+    """Note that an upload is complete: its bytes stay charged."""
+    if payload.owner_id is not None and payload.inline is None:
+        Usage.objects.filter(user_id=payload.owner_id, live__gt=0).update(live=F("live") - 1)
+
+
+def ended(payload: Payload, *, live: bool) -> None:
+    """Give back what a payload that ended was charged with. `live`: it was still an upload."""
+    if payload.owner_id is None:
+        return
+    usage = Usage.objects.filter(user_id=payload.owner_id)
+    usage.update(stored=F("stored") - payload.reserved)
+    if live:
+        usage.filter(live__gt=0).update(live=F("live") - 1)
+
+
+def count_again(limit: int = 100) -> int:
+    """Count anew what has not been counted for an hour: the sweep's part. Returns how many users."""
+    due = Usage.objects.filter(counted_at__lt=timezone.now() - COUNT_AGAIN)
+    users = list(due.order_by("counted_at").values_list("pk", flat=True)[:limit])
+    for user in users:
+        _count(user)
+    return len(users)
+
+
+def _count(user: Any) -> None:
+    with transaction.atomic():
+        # Locked against offers: they change this row in the transaction that makes the payload.
+        usage = Usage.objects.select_for_update().filter(pk=user).first()
+        if usage is None:
+            return
+        found = Payload.objects.filter(owner=user, state__in=CHARGED).aggregate(
+            stored=Sum("reserved"), live=Count("pk", filter=~Q(state=PayloadState.COMPLETE) & Q(inline=None))
+        )
+        usage.stored, usage.live, usage.counted_at = found["stored"] or 0, found["live"], timezone.now()
+        usage.save()
