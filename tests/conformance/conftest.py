@@ -30,10 +30,16 @@ async def sockets(shipped: Stack) -> AsyncIterator[contextlib.AsyncExitStack]:
 
 @pytest.fixture
 async def connect(shipped: Stack, site: Site, sockets: contextlib.AsyncExitStack) -> Connect:
-    """Return a function that opens a socket of a person and says hello. `hello=False`: only opens it."""
+    """Return a function that opens a socket of a person and says hello. `hello=False`: only opens it.
 
-    async def connect(person: Person, *, url: str = "", hello: bool = True, **members: Any) -> Peer:
-        peer = await sockets.enter_async_context(Peer.open(url or shipped.ws_url, token=person.token))
+    `answers=False`: it leaves the server's pings unanswered, for the test to hear.
+    """
+
+    async def connect(
+        person: Person, *, url: str = "", hello: bool = True, answers: bool = True, **members: Any
+    ) -> Peer:
+        opening = Peer.open(url or shipped.ws_url, token=person.token, answers=answers)
+        peer = await sockets.enter_async_context(opening)
         if hello:
             await peer.hello(**members)
         return peer

@@ -52,8 +52,9 @@ def new_id() -> str:
 class Peer:
     """One socket. What comes is kept in order; `hear` takes the first message that fits and leaves the others."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, *, answers: bool) -> None:
         self.socket = socket
+        self.answers = answers  # the server's pings
         self.heard: list[dict[str, Any] | Chunk] = []
         self.welcome: dict[str, Any] = {}
         self._changed = asyncio.Condition()
@@ -69,6 +70,7 @@ class Peer:
         token: str | None = None,
         subprotocols: tuple[str, ...] | None = ("delivery.v1",),
         headers: dict[str, str] | None = None,
+        answers: bool = True,
     ) -> AsyncIterator[Self]:
         """Open a socket; leaving closes it."""
         lines = dict(headers or {})
@@ -85,7 +87,7 @@ class Peer:
             close_timeout=2,
             proxy=None,
         ) as socket:
-            peer = cls(socket)
+            peer = cls(socket, answers=answers)
             reading = asyncio.create_task(peer._read())
             try:
                 yield peer
@@ -97,6 +99,9 @@ class Peer:
         try:
             async for message in self.socket:
                 one = json.loads(message) if isinstance(message, str) else _chunk(message)
+                if self.answers and isinstance(one, dict) and one["type"] == "ping":
+                    await self.say("pong", id=one["id"])
+                    continue
                 async with self._changed:
                     self.heard.append(one)
                     self._changed.notify_all()
@@ -254,5 +259,3 @@ class Peer:
 
 def _chunk(message: bytes) -> Chunk:
     return Chunk(*struct.unpack_from(">III", message), message[12:])
-
-

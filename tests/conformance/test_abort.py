@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from delivery import transfers
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer
-from tests.stack import Person, Site
+from tests.stack import Person, Site, WebProcess
 
 DATA = bytes(3 * CHUNK)
+
+
+@pytest.fixture
+def connect(connect: Connect, quick: WebProcess) -> Connect:
+    """Connect to the server whose segments are so small that every chunk is stored at once."""
+    return functools.partial(connect, url=quick.ws_url)
 
 
 async def one_chunk_stored(peer: Peer, **members: object) -> tuple[int, str]:
@@ -39,7 +47,7 @@ async def test_an_abort_that_is_not_final_keeps_what_was_taken_in(peer: Peer) ->
     await peer.chunk(handle, 2, bytes(CHUNK))  # of a handle that is no longer live: dropped
     await peer.offer(transfer=transfer, size=len(DATA))
     accept = await peer.hear("accept")
-    assert accept["seq"] == 2
+    assert (accept["seq"], accept["chunk_size"]) == (2, CHUNK)
     await peer.send_from(DATA, accept)
     await peer.hear("done")
 

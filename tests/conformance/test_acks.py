@@ -7,7 +7,7 @@ import asyncio
 from delivery.models import Segment
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer
-from tests.quick_settings import WINDOW_BYTES
+from tests.quick_settings import SEGMENT_BYTES, WINDOW_BYTES
 from tests.stack import Person, Site, WebProcess
 
 MIB = 1024 * 1024
@@ -60,10 +60,11 @@ async def test_received_runs_ahead_of_what_is_stored(peer: Peer) -> None:
 
 async def test_storing_starts_when_the_credit_is_used_up(connect: Connect, quick: WebProcess, alice: Person) -> None:
     peer = await connect(alice, url=quick.ws_url)
-    size = 16_384
+    size = 8_192
     handle, _ = await peer.offer(size=MIB, chunk_size=size)
     limit = (await peer.hear("accept"))["limit"]
     assert limit * size == WINDOW_BYTES
+    assert size == WINDOW_BYTES % SEGMENT_BYTES  # the last chunk fills no segment
     began = asyncio.get_running_loop().time()
     for seq in range(limit):
         await peer.chunk(handle, seq, bytes(size))

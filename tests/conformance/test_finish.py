@@ -152,9 +152,7 @@ async def test_an_empty_payload_is_offer_accept_finish_done(peer: Peer, site: Si
     assert await site.content(done["payload"]) == b""
 
 
-async def test_a_connection_that_is_lost_while_sealing_gets_done_on_the_next(
-    connect: Connect, alice: Person
-) -> None:
+async def test_a_connection_that_is_lost_while_sealing_gets_done_on_the_next(connect: Connect, alice: Person) -> None:
     first = await connect(alice)
     handle, transfer = await all_sent(first)
     await first.hear_ack(handle, 2)
@@ -162,9 +160,7 @@ async def test_a_connection_that_is_lost_while_sealing_gets_done_on_the_next(
     await first.cut()
     second = await connect(alice)
     handle, _ = await second.offer(transfer=transfer, size=len(DATA))
-    answer = await second._take(
-        lambda m: isinstance(m, dict) and m["type"] in ("accept", "done"), "an answer", 10
-    )
+    answer = await second._take(lambda m: isinstance(m, dict) and m["type"] in ("accept", "done"), "an answer", 10)
     assert isinstance(answer, dict)
     if answer["type"] == "accept":
         assert answer["seq"] == 2

@@ -14,8 +14,10 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_the_server_pings_after_a_heartbeat_of_silence(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    peer = await connect(alice, url=quick.ws_url)
+async def test_the_server_pings_after_a_heartbeat_of_silence(
+    connect: Connect, quick: WebProcess, alice: Person
+) -> None:
+    peer = await connect(alice, url=quick.ws_url, answers=False)
     assert peer.welcome["heartbeat"] == HEARTBEAT_SECONDS
     began = now()
     ping = await peer.hear("ping")
@@ -24,7 +26,7 @@ async def test_the_server_pings_after_a_heartbeat_of_silence(connect: Connect, q
 
 
 async def test_a_peer_that_answers_stays(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    peer = await connect(alice, url=quick.ws_url)
+    peer = await connect(alice, url=quick.ws_url, answers=False)
     began = now()
     numbers = []
     while now() - began < 5 * HEARTBEAT_SECONDS:
@@ -35,7 +37,7 @@ async def test_a_peer_that_answers_stays(connect: Connect, quick: WebProcess, al
 
 
 async def test_a_peer_that_says_anything_at_all_stays(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    peer = await connect(alice, url=quick.ws_url)
+    peer = await connect(alice, url=quick.ws_url, answers=False)
     handle, _ = await peer.offer(size=1024 * 1024, chunk_size=4_096)
     await peer.hear("accept")
     began, seq = now(), 0
@@ -47,14 +49,14 @@ async def test_a_peer_that_says_anything_at_all_stays(connect: Connect, quick: W
 
 
 async def test_a_silent_peer_is_dropped(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    peer = await connect(alice, url=quick.ws_url)
+    peer = await connect(alice, url=quick.ws_url, answers=False)
     began = now()
     await peer.closes()
     assert 2 * HEARTBEAT_SECONDS < now() - began < 5 * HEARTBEAT_SECONDS
 
 
 async def test_transfers_of_a_silent_peer_can_be_resumed(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    silent = await connect(alice, url=quick.ws_url)
+    silent = await connect(alice, url=quick.ws_url, answers=False)
     handle, transfer = await silent.offer(size=2 * CHUNK, chunk_size=65_536)
     await silent.hear("accept")
     await silent.chunk(handle, 0, bytes(65_536))

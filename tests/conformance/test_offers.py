@@ -100,7 +100,9 @@ async def test_names_and_numbers_address_the_same_user(peer: Peer, site: Site) -
     assert await site.run(lambda: list(payload.addresses.values_list("address", flat=True))) == [alice.address]
 
 
-@pytest.mark.parametrize(("first", "second"), [({"size": 100}, {"size": 101}), ({"sha256": "a" * 64}, {"sha256": "b" * 64})])
+@pytest.mark.parametrize(
+    ("first", "second"), [({"size": 100}, {"size": 101}), ({"sha256": "a" * 64}, {"sha256": "b" * 64})]
+)
 async def test_another_size_or_digest_is_a_mismatch(
     peer: Peer, first: dict[str, object], second: dict[str, object]
 ) -> None:

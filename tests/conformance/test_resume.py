@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
 
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer, new_id, sha256
-from tests.stack import Person, Site
+from tests.quick_settings import WINDOW_BYTES
+from tests.stack import Person, Site, WebProcess
 
 SIZE = 65_536
 DATA = random.Random(1).randbytes(10 * SIZE + 17)
+
+
+@pytest.fixture
+def connect(connect: Connect, quick: WebProcess) -> Connect:
+    """Connect to the server whose segments are so small that every chunk is stored at once."""
+    return functools.partial(connect, url=quick.ws_url)
 
 
 async def part_stored(peer: Peer, chunks: int, data: bytes = DATA, **members: object) -> tuple[int, str]:
@@ -32,7 +40,7 @@ async def test_resuming_goes_on_from_the_last_ack(connect: Connect, alice: Perso
     handle, _ = await second.offer(transfer=transfer, size=len(DATA), chunk_size=SIZE)
     accept = await second.hear("accept")
     assert (accept["seq"], accept["chunk_size"]) == (4, SIZE)
-    assert accept["limit"] == 4 + 16 * 1024 * 1024 // SIZE
+    assert accept["limit"] == 4 + WINDOW_BYTES // SIZE
     await second.send_from(DATA, accept)
     done = await second.hear("done", handle=handle)
     assert await site.content(done["payload"]) == DATA
