@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 from uuid import UUID, uuid4
 
 from asgiref.sync import sync_to_async
@@ -31,18 +31,8 @@ from delivery.transfers import completing, events, names
 
 logger = logging.getLogger(__name__)
 
-Source = (
-    bytes
-    | bytearray
-    | memoryview
-    | str
-    | Mapping[str, Any]
-    | list[Any]
-    | Path
-    | IO[bytes]
-    | File[Any]
-    | Iterable[bytes]
-)
+# A string: Django's File cannot be subscripted at run time.
+Source: TypeAlias = "bytes | bytearray | memoryview | str | Mapping[str, Any] | list[Any] | Path | IO[bytes] | File[Any] | Iterable[bytes]"
 WARN_BYTES = 8 * 1024 * 1024
 
 
