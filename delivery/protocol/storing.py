@@ -88,11 +88,11 @@ class Storing(Machine):
         return None
 
     def rest(self, now: float) -> Run | None:
-        """Return the next run of what was taken in and not handed out yet, due or not: before a planned close.
+        """Return the next run of what was taken in and not handed out yet, due or not. To be asked until it returns None.
 
-        To be asked until it returns None.
+        Before a planned close, and behind a detachment: what is stored then need not be sent again.
         """
-        if self._terms is None or not self.live:
+        if self._terms is None or self.state is State.ABORTED:
             return None
         pending = min(self.received - self.handed, self._segment_chunks)
         return self._hand(pending) if pending else None

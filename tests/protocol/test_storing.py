@@ -113,6 +113,14 @@ def test_before_a_close_the_rest_is_handed_out_due_or_not():
     assert [receiver.rest(0.0) for _ in range(3)] == [Run(0, 4), Run(4, 6), None]
 
 
+def test_what_was_taken_in_before_a_detachment_may_still_be_stored():
+    receiver = opened()
+    take(receiver, 2)
+    receiver.on_abort(abort(code="paused", final=False))
+    assert receiver.next_run(100.0) is None
+    assert [receiver.rest(0.0) for _ in range(2)] == [Run(0, 2), None]
+
+
 # -- acks and credit
 
 
