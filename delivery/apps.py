@@ -13,6 +13,8 @@ class DeliveryConfig(AppConfig):
 
     def ready(self) -> None:
         from delivery import checks, drain
+        from delivery.transfers import forgetting
 
         checks.register_all()
         drain.connect()
+        forgetting.connect()

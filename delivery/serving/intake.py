@@ -15,12 +15,13 @@ from typing import Any
 
 from delivery import dispatch
 from delivery.buffer import chunks, markers
-from delivery.errors import BufferUnavailable, IntegrityError, StaleLease, TransferAborted
-from delivery.models import PayloadState, WaitingFor
+from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
+from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
 from delivery.protocol.receiver import Receiver, Run
+from delivery.serving.finishing import Finishing
 from delivery.serving.process import Process
-from delivery.transfers import completing, sealing, uploads
+from delivery.transfers import uploads
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Finished, Opened
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_BYTES = 1024 * 1024
 BUFFER_RETRY_SECONDS = 0.5
+LOOK_SECONDS = 0.05
 BUFFER_PATIENCE_SECONDS = 30.0
 STORAGE_RETRY_SECONDS = 1.0
 MOST_STORAGE_FAILURES = 5
@@ -81,8 +83,8 @@ class Intake:
         self._storage_failures = 0
         self._buffer_failed_at: float | None = None
         self._hurried = False
-        self._seal_attempt = 0
-        self._seal_at = 0.0
+        self._finishing = Finishing(process, receiver, opened)
+        self._confirmed = False
 
     # -- from the session --------------------------------------------------------------------------------------------
 
@@ -164,7 +166,18 @@ class Intake:
             self._add_order(run)
         await self._ask(now)
         if self.receiver.complete:
-            await self._seal(now)
+            await self._finish()
+        if (at := self.receiver.wake_at()) is not None and at <= now:
+            self._reports.changed()  # an ack is due by time alone
+
+    async def _finish(self) -> None:
+        if not self._confirmed:
+            await self._reports.confirm()
+            self._confirmed = True
+        finished = await self._finishing.step(self.lease)
+        if finished is not None:
+            self._finished = finished
+            self._woken.set()
 
     def _check_patience(self, error: BufferUnavailable) -> None:
         """Keep trying for a while: what is not flushed is in memory, bounded by the window."""
@@ -266,47 +279,6 @@ class Intake:
             return chunk_count(position, self.receiver.chunk_size)
         return position // self.receiver.chunk_size
 
-    # -- sealing -----------------------------------------------------------------------------------------------------
-
-    async def _seal(self, now: float) -> None:
-        if now < self._seal_at:
-            return
-        if self._seal_attempt == 0:
-            await self._begin_seal()
-        elif await self._sealed_already():
-            return
-        arguments = {"payload": self.opened.payload.hex}
-        marker = dispatch.seal_marker(self.opened.payload)
-        await self._process.publish(dispatch.SEAL, arguments, marker=marker, attempt=self._seal_attempt)
-        self._seal_at = time.monotonic() + markers.lifetime(min(self._seal_attempt, 1))
-        self._seal_attempt += 1
-
-    async def _begin_seal(self) -> None:
-        await self._reports.confirm()
-        digests = self.receiver.expected_digests()
-        if len(digests) > 1:  # the offer promised another one than `finish`
-            raise TransferAborted("digest", "finish contradicts the offer")
-        digest = next(iter(digests), None)
-        try:
-            await self._process.db(sealing.begin, self.opened.transfer, self.lease, self.receiver.size or 0, digest)
-        except StaleLease:
-            if not await self._sealed_already():
-                raise TransferAborted("taken_over", final=False) from None
-        except IntegrityError as error:
-            logger.error("upload %s: %s", self.opened.payload, error)
-            raise TransferAborted("integrity", "stored bytes are missing", final=False) from error
-
-    async def _sealed_already(self) -> bool:
-        state, size, sha256, failure = await self._process.db(completing.outcome, self.opened.payload)
-        if state == PayloadState.COMPLETE:
-            self._finished = Finished(self.opened.payload, size, sha256)
-        elif state not in (PayloadState.STORING, PayloadState.SEALING):
-            self._ended = failure or "cancelled"
-        else:
-            return False
-        self._woken.set()
-        return True
-
     # -- time and wake-ups -------------------------------------------------------------------------------------------
 
     async def _sleep(self) -> None:
@@ -325,10 +297,10 @@ class Intake:
         if self._buffer_failed_at is not None:
             times.append(now + BUFFER_RETRY_SECONDS)
         if (at := self.receiver.wake_at()) is not None:
-            times.append(at)
+            times.append(max(at, now + LOOK_SECONDS))
         times += [order.ask_at for order in self._orders if order.order.end <= self._flushed]
         if self.receiver.complete:
-            times.append(self._seal_at)
+            times.append(self._finishing.due_at)
         return min(times)
 
     def _on_wake(self, message: dict[str, Any]) -> None:
@@ -345,7 +317,7 @@ class Intake:
         elif event == "sealed":
             self._finished = Finished(self.opened.payload, message["size"], message["sha256"])
         elif event == "unsealed":
-            self._seal_at = time.monotonic() + STORAGE_RETRY_SECONDS
+            self._finishing.again()
         elif event == "ended":
             self._ended = str(message.get("code") or "cancelled")
         self._woken.set()

@@ -14,16 +14,22 @@ from delivery.protocol.codes import CLOSE_CODES
 from delivery.serving import process, whole
 from delivery.serving.login import Login
 from delivery.serving.writer import ConnectionClosed, Socket
+from delivery.transfers.uploads import Finished
 
 logger = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
+CLOSE_SECONDS = 2.0
 
 
 def addresses_of(query: bytes) -> tuple[str, ...]:
-    """Return the `to` parameters of a URL's query."""
-    return tuple(parse_qs(query.decode("latin-1")).get("to", ()))
+    """Return the `to` parameters of a URL's query.
+
+    An empty one counts: it names nobody and is refused. Left out, a script's unset variable would turn "for Bob" into
+    "for the site".
+    """
+    return tuple(parse_qs(query.decode("latin-1"), keep_blank_values=True).get("to", ()))
 
 
 class PlainSession:
@@ -31,68 +37,65 @@ class PlainSession:
 
     def __init__(self, socket: Socket, login: Login, to: tuple[str, ...]) -> None:
         self.process = process.current()
-        self._socket = socket
         self.login: Login | None = login
+        self._socket = socket
         self._user = login.user
         self._to = to
         self._storing: asyncio.Task[None] | None = None
-        self._closing = False
-        self._closed: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.process.sessions.add(self)
 
     async def end(self) -> None:
-        """Let go: the socket is gone."""
+        """Let go: the socket is gone. What came whole is stored all the same, unless this process is about to end."""
         if self._storing is not None:
-            self._storing.cancel()
+            if self.process.draining:
+                self._storing.cancel()
             await asyncio.gather(self._storing, return_exceptions=True)
+        if self._closing is not None:
+            self._closing.cancel()
+            await asyncio.gather(self._closing, return_exceptions=True)
         self.process.sessions.discard(self)
 
     async def take(self, message: str | bytes) -> None:
         """Take one payload. Waits for the one before it: TCP slows the peer down."""
         data = message.encode() if isinstance(message, str) else message
-        if self._closing:
+        if self._storing is not None:
+            await asyncio.wait({self._storing})
+        if self._closing is not None:
             return
         if len(data) > conf.current().plain_max_message:
-            await self._close(1009)
+            self._close(1009)
             return
-        if self._storing is not None:
-            await self._storing
         work = self._store(data, TEXT if isinstance(message, str) else BINARY)
         self._storing = asyncio.create_task(work, name="delivery plain")
 
     async def _store(self, data: bytes, content_type: str) -> None:
         try:
             finished = await whole.store(self.process, self._user, data, content_type=content_type, to=self._to)
-            answer: dict[str, Any] = {
-                "type": "stored",
-                "payload": str(finished.payload),
-                "size": finished.size,
-                "sha256": finished.sha256,
-            }
         except (Refused, TransferAborted) as refused:
-            answer = {"type": "failed", "code": refused.code, "message": refused.message}
+            answer = _failed(refused.code, refused.message)
         except BufferUnavailable as error:
-            answer = {"type": "failed", "code": "busy", "message": str(error)}
+            answer = _failed("busy", str(error))
         except Exception:
             logger.exception("plain payload not stored")
-            await self._close(1011)
+            self._close(1011)
             return
-        await self._say(answer)
-
-    async def _say(self, answer: dict[str, Any]) -> None:
+        else:
+            answer = _stored(finished)
         try:
             await self._socket.send_text(json.dumps(answer, separators=(",", ":")))
         except ConnectionClosed:
             return  # it is stored all the same
 
+    # -- closing -----------------------------------------------------------------------------------------------------
+
     def revoke(self) -> None:
         """The login no longer holds: close, and take nothing more."""
         if self._storing is not None:
             self._storing.cancel()
-        self._closing = True
-        self._closed = asyncio.create_task(self._close(4401), name="delivery plain close")
+        self._close(4401)
 
     async def leave(self, reason: str) -> None:
         """Close with 1001 once the message in hand is answered; `reason` has no place in plain mode."""
@@ -100,9 +103,30 @@ class PlainSession:
             await asyncio.wait({self._storing}, timeout=conf.current().drain_grace / 2)
         await self._close(1001)
 
-    async def _close(self, code: int) -> None:
-        self._closing = True
+    def _close(self, code: int) -> asyncio.Task[None]:
+        """Close in a task of its own: a peer that does not read must not hold up who asks for it."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close_socket(code), name="delivery plain close")
+        return self._closing
+
+    async def _close_socket(self, code: int) -> None:
         try:
-            await self._socket.close(code, CLOSE_CODES[code].reason)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._socket.close(code, CLOSE_CODES[code].reason)
         except ConnectionClosed:
             return
+        except TimeoutError:
+            self._socket.abandon()
+
+
+def _stored(finished: Finished) -> dict[str, Any]:
+    return {
+        "type": "stored",
+        "payload": str(finished.payload),
+        "size": finished.size,
+        "sha256": finished.sha256,
+    }
+
+
+def _failed(code: str, message: str) -> dict[str, Any]:
+    return {"type": "failed", "code": code, "message": message}

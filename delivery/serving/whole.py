@@ -6,7 +6,6 @@ They take the same path as any upload: the server plays the sender, with a recei
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -90,12 +89,14 @@ class _Sending:
         taking = asyncio.create_task(self._intake.run(), name="delivery whole payload")
         feeding = asyncio.create_task(self._feed(), name="delivery whole payload feed")
         try:
+            done, _ = await asyncio.wait({taking, feeding}, return_when=asyncio.FIRST_COMPLETED)
+            if taking not in done:
+                feeding.result()  # it ends by its error alone, and nothing would come any more
             return await taking
         finally:
-            for task in (taking, feeding):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, TransferAborted):
-                    await task
+            taking.cancel()
+            feeding.cancel()
+            await asyncio.gather(taking, feeding, return_exceptions=True)
 
     async def _feed(self) -> None:
         while True:
