@@ -79,13 +79,18 @@ class Link(Traffic):
     def _ended(self, task: asyncio.Task[None]) -> Closed:
         error = task.exception()
         if error is None:
-            self._socket.transport.abort()
-            code = 1006
+            code, self.reason = self._given_up()
         elif isinstance(error, ConnectionClosed):
             code, self.reason = _code_of(error)
         else:
             raise error
         return self._closed(code)
+
+    def _given_up(self) -> tuple[int, str]:
+        """Drop the connection; return the code that the server sent, although our answer may never have reached it."""
+        close = self._socket.protocol.close_rcvd
+        self._socket.transport.abort()
+        return (close.code, close.reason) if close is not None else (1006, "")
 
     def _closed(self, code: int) -> Closed:
         if not self._asked_to_close:

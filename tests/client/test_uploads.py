@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from delivery.client import connect
+from delivery.client import connect, traffic
 from delivery.client.ceiling import Ceilings
 from delivery.errors import ConnectionStopped, IntegrityError, Refused, TransferAborted, UsageError
 from tests.client.conftest import eventually
@@ -137,6 +137,19 @@ async def test_1001_waits_as_told_and_resumes(server: CoreServer, file: Path) ->
     (closed,) = [details for name, details in told if name == "closed"]
     assert (closed["code"], closed["wait"]) == (1001, 0.123)
     assert only(server) == file.read_bytes()
+
+
+async def test_1001_counts_where_our_answer_to_it_does_not_get_through(
+    server: CoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "GOING_AWAY_SECONDS", 0.2)
+    async with connect(server.url) as client:
+        transport = server.sessions[0].socket.transport
+        transport.pause_reading()
+        server.go_away(1001, retry_after=0.0)
+        await eventually(lambda: client.statistics.connections == 2)
+        assert client.statistics.closes == {1001: 1}
+        transport.abort()
 
 
 async def test_1009_halves_the_chunks_and_is_remembered_for_the_url(
