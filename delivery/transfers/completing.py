@@ -45,17 +45,17 @@ def complete_locked(payload: Payload, sha256: str) -> None:
     )
     quotas.completed(payload)
     addresses = list(payload.addresses.values_list("address", flat=True))
-    create_deliveries(payload, addresses)
+    told = {*addresses, *create_deliveries(payload, addresses)}
     notices.add("payload_stored", payload)
     events.note("complete", payload=payload.id, size=payload.size)
-    transaction.on_commit(lambda: _announce(payload, addresses))
+    transaction.on_commit(lambda: _announce(payload, told))
 
 
 def _default_lifetime() -> datetime.timedelta:
     return datetime.timedelta(seconds=conf.current().payload_expiry)
 
 
-def _announce(payload: Payload, addresses: list[str]) -> None:
+def _announce(payload: Payload, addresses: set[str]) -> None:
     notify.wake(payload.id, "sealed", size=payload.size, sha256=payload.sha256)
     for address in addresses:
         notify.tell_group(address, "waiting", address=address)
@@ -76,8 +76,11 @@ def outcome(payload_id: UUID) -> tuple[str, int, str, str]:
     return (row[0], row[1] or 0, row[2], row[3]) if row else ("", 0, "", "")
 
 
-def create_deliveries(payload: Payload, addresses: list[str]) -> None:
-    """Make one delivery for each user whom the addresses mean; a user who has one keeps it."""
+def create_deliveries(payload: Payload, addresses: list[str]) -> list[str]:
+    """Make one delivery for each user whom the addresses mean; a user who has one keeps it.
+
+    Returns the users' own addresses: a group's members have not all subscribed to it.
+    """
     users: dict[Any, None] = {}
     rules = policy.current()
     for address in addresses:
@@ -88,6 +91,7 @@ def create_deliveries(payload: Payload, addresses: list[str]) -> None:
         else:
             users.update((user.pk, None) for user in rules.group_members(address.removeprefix(policy.GROUP)))
     create_for_users(payload, list(users))
+    return [f"{policy.USER}{user}" for user in users]
 
 
 def create_for_users(payload: Payload, users: list[Any]) -> None:
