@@ -7,7 +7,7 @@ import time
 from uuid import UUID
 
 from django.core import signing
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 
 from delivery.errors import UsageError
 from delivery.models import Payload, PayloadState
@@ -16,11 +16,18 @@ SALT = "delivery.link"
 
 
 def url_of(payload: Payload, expires: datetime.timedelta) -> str:
-    """Return the path of a download that works until `expires` from now. Raises `UsageError` for an incomplete payload."""
+    """Return the path of a download that works until `expires` from now.
+
+    Raises `UsageError` for a payload that is not complete, and where the site has no URL for it.
+    """
     if payload.state != PayloadState.COMPLETE:
         raise UsageError(f"payload {payload.pk} is {payload.state}, expected complete")
     until = int(time.time() + expires.total_seconds())
-    return reverse("delivery-payload", args=[signing.dumps([payload.pk.hex, until], salt=SALT)])
+    link = signing.dumps([payload.pk.hex, until], salt=SALT)
+    try:
+        return reverse("delivery-payload", args=[link])
+    except NoReverseMatch:
+        raise UsageError('the site\'s URLs lack path("delivery/", include("delivery.urls"))') from None
 
 
 def payload_of(link: str) -> UUID | None:

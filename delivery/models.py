@@ -119,14 +119,24 @@ class Payload(models.Model):
 
         attaching.attach(self, instance, field)
 
-    def url(self, *, expires: datetime.timedelta | None = None) -> str:
-        """Return a path under which anyone who has it can download this payload over HTTP.
+    def discard(self) -> None:
+        """Let go of this payload: its transfers end as cancelled, its files are deleted once that has committed.
 
-        `expires`: from now; one hour by default. Needs `delivery.urls` in the site's URLs.
+        A file that is the site's own, delivered in place or attached, stays.
+        """
+        from delivery.transfers import ending  # upwards, as in `open`
+
+        ending.cancel_payload(self.pk, by="")
+
+    def url(self, *, expires: datetime.timedelta = datetime.timedelta(hours=1)) -> str:
+        """Return a path under which anyone who has it can download this complete payload over HTTP.
+
+        `expires`: counted from now; the link ends with the payload at the latest. Raises `UsageError` before it is
+        complete, and where the site's URLs do not include `delivery.urls`.
         """
         from delivery import links  # upwards, as in `open`
 
-        return links.url_of(self, expires or datetime.timedelta(hours=1))
+        return links.url_of(self, expires)
 
 
 class Address(models.Model):

@@ -48,8 +48,8 @@ def deliver(
     """Deliver a payload to recipients, or keep it for the site where `to` is empty.
 
     `payload`: bytes, str (text, never a path), dict or list (JSON), Path, a binary file, a Django File, an iterator of
-    bytes. A FieldFile whose storage is in STORAGES is delivered in place, never copied: it is offered once a task has
-    computed its digest. `to`: a user, `group(name)`, an address, a queryset of users, or a list of these. `expires`:
+    bytes, or a complete payload, which is copied with its name and type. A FieldFile whose storage is in STORAGES is
+    delivered in place, never copied: it is offered once a task has computed its digest. `to`: a user, `group(name)`, an address, a queryset of users, or a list of these. `expires`:
     counted from completion; 7 days by default, never for the site itself.
 
     Recipients hear of it when the surrounding transaction commits; a rollback leaves neither rows nor files. Raises
@@ -98,6 +98,8 @@ class _Description:
             return "text/plain; charset=utf-8"
         if isinstance(payload, Mapping | list):
             return "application/json"
+        if isinstance(payload, Payload):
+            return payload.content_type
         return mimetypes.guess_type(self.name)[0] or "application/octet-stream"
 
 
@@ -110,6 +112,9 @@ def _pieces(payload: Source) -> Iterator[bytes]:
             yield from _slices(memoryview(payload.encode()))
         case Mapping() | list():
             yield from _slices(memoryview(json.dumps(payload).encode()))
+        case Payload():
+            with payload.open() as stored:
+                yield from _read(stored)
         case Path():
             with payload.open("rb") as file:
                 yield from _read(file)

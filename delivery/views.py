@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator
 from typing import BinaryIO
 
+from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIRequest
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils import timezone
 from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_safe
 
 from delivery import links
+from delivery.errors import IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState
 
 PIECE_BYTES = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RETRY_SECONDS = 10
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 
 
 @require_safe
 def payload(request: HttpRequest, link: str) -> HttpResponseBase:
     """Stream a complete payload as a download."""
-    key = links.payload_of(link)
-    found = None if key is None else Payload.objects.filter(pk=key, state=PayloadState.COMPLETE).first()
-    if found is None:
-        raise Http404("no such payload, or the link has expired")
+    found = _find(link)
     size = found.size or 0
-    start, end = _range(request.headers.get("Range", ""), size)
-    if start >= end and size:
+    start, end = _range(request, found)
+    if not 0 <= start < end and (start, end) != (0, size):
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{size}"})
     partial = (start, end) != (0, size)
-    response = StreamingHttpResponse(_pieces(found.open(), start, end), status=206 if partial else 200)
+    response = _response(request, found, start, end, status=206 if partial else 200)
     if partial:
         response["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     response["Content-Length"] = str(end - start)
     response["Accept-Ranges"] = "bytes"
+    response["ETag"] = _etag(found)
+    response["Cache-Control"] = "private"
     # Never shown in place: a sender's HTML must not run under the site's own origin.
     response["Content-Type"] = "application/octet-stream"
     response["X-Content-Type-Options"] = "nosniff"
@@ -41,21 +46,67 @@ def payload(request: HttpRequest, link: str) -> HttpResponseBase:
     return response
 
 
-def _range(header: str, size: int) -> tuple[int, int]:
-    """Return (start, end) in bytes of the one range asked for, end exclusive; everything where there is none."""
-    match = _RANGE.fullmatch(header.strip())
-    if match is None or match.groups() == ("", ""):
+def _find(link: str) -> Payload:
+    key = links.payload_of(link)
+    lasting = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    found = None if key is None else Payload.objects.filter(lasting, pk=key, state=PayloadState.COMPLETE).first()
+    if found is None:
+        raise Http404("no such payload, or the link has expired")
+    return found
+
+
+def _etag(found: Payload) -> str:
+    return f'"{found.sha256}"'
+
+
+def _range(request: HttpRequest, found: Payload) -> tuple[int, int]:
+    """Return (start, end) in bytes of the one range asked for, end exclusive; everything where there is none.
+
+    One that cannot be satisfied comes out with `start` at or past `end`.
+    """
+    size = found.size or 0
+    match = _RANGE.fullmatch(request.headers.get("Range", "").strip())
+    first, last = match.groups() if match else ("", "")
+    if (first, last) == ("", "") or request.headers.get("If-Range", _etag(found)) != _etag(found):
         return 0, size
-    first, last = match.groups()
     if not first:
         return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return 0, size  # no range at all (RFC 9110 section 14.1.1)
     return int(first), min(size, int(last) + 1) if last else size
 
 
-def _pieces(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    with file:
+def _response(request: HttpRequest, found: Payload, start: int, end: int, *, status: int) -> HttpResponseBase:
+    if request.method == "HEAD":
+        return HttpResponse(status=status)
+    try:
+        file = found.open()
         file.seek(start)
+        file.peek(1)  # so that what cannot be read at all is an HTTP status, not an answer that breaks off
+    except StorageUnavailable:
+        return HttpResponse(status=503, headers={"Retry-After": str(RETRY_SECONDS)})
+    except IntegrityError:
+        raise Http404("the file that was to be delivered is gone or has changed") from None
+    pieces = _pieces(file, start, end)
+    # Django would take all pieces of a synchronous iterator into memory before an ASGI server sees the first.
+    return StreamingHttpResponse(_in_threads(pieces) if isinstance(request, ASGIRequest) else pieces, status=status)
+
+
+def _pieces(file: BinaryIO, start: int, end: int) -> Generator[bytes, None, None]:
+    with file:
         while start < end:
             piece = file.read(min(PIECE_BYTES, end - start))
+            if not piece:
+                raise StorageUnavailable(f"a payload ends {end - start} bytes early")
             start += len(piece)
             yield piece
+
+
+async def _in_threads(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """Yield what `pieces` yields, each read in a thread. Reading queries no database: `open()` did."""
+    following = sync_to_async(lambda: next(pieces, b""), thread_sensitive=False)
+    try:
+        while piece := await following():
+            yield piece
+    finally:
+        await sync_to_async(pieces.close, thread_sensitive=False)()

@@ -13,8 +13,14 @@ def alias_of(storage: Storage) -> str | None:
     for alias in settings.STORAGES:
         if alias == STATIC_ALIAS:
             continue
-        candidate = storages[alias]
-        # Equality as well: `default_storage` is a lazy wrapper, and deconstructible storages compare by their options.
-        if candidate is storage or candidate == storage:
+        if _same(storages[alias], storage):
             return alias
     return None
+
+
+def _same(one: Storage, other: Storage) -> bool:
+    """Return whether two storage objects are one place: a field's own object may have been made from the same options."""
+    if one is other or one == other:  # `default_storage` is a lazy wrapper
+        return True
+    made = [getattr(storage, "deconstruct", None) for storage in (one, other)]
+    return None not in made and made[0]() == made[1]()  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from delivery.errors import IntegrityError, StorageUnavailable
 from delivery.models import Payload, Segment
@@ -39,7 +39,16 @@ def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterat
     if payload.inline is not None:
         yield memoryview(bytes(payload.inline))[start:end]
         return
-    for segment in segments_of(payload, start, end):
+    yield from _pieces_of(segments_of(payload, start, end), start, end, buffer)
+
+
+def _pieces_of(
+    segments: Sequence[Segment], start: int, end: int, buffer: memoryview
+) -> Generator[memoryview, None, None]:
+    """Yield bytes `start` to `end` of these segments, which cover them."""
+    for segment in segments:
+        if segment.offset + segment.length <= start:
+            continue
         check_unchanged(segment)
         first = max(start, segment.offset)
         last = min(end, segment.offset + segment.length)
@@ -74,14 +83,21 @@ def delete_files(segments: Sequence[Segment]) -> None:
 
 
 class PayloadFile(io.RawIOBase):
-    """A payload as a seekable, read-only binary file."""
+    """A payload as a seekable, read-only binary file.
+
+    Opening it queries the database, reading does not. One stored file at a time is open, for as long as reads go on
+    where the last one ended: with object storage, each opening is a download.
+    """
 
     def __init__(self, payload: Payload) -> None:
         if payload.size is None:
             raise StorageUnavailable("the payload is not complete")
-        self._payload = payload
+        self._inline = None if payload.inline is None else memoryview(bytes(payload.inline))
+        self._segments = [] if payload.inline is not None else segments_of(payload, 0, payload.size)
         self._size = payload.size
         self._at = 0
+        self._pieces: Generator[memoryview, None, None] | None = None
+        self._left = memoryview(b"")  # of the last piece, from `_at` on
 
     def readable(self) -> bool:
         return True
@@ -96,17 +112,38 @@ class PayloadFile(io.RawIOBase):
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError("negative seek position")
+        if base + offset != self._at:
+            self._stop()
         self._at = base + offset
         return self._at
 
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        end = min(self._at + len(view), self._size)
         filled = 0
-        if self._at < end:
-            scratch = memoryview(bytearray(min(files.PIECE_BYTES, end - self._at)))
-            for piece in pieces(self._payload, self._at, end, scratch):
-                view[filled : filled + len(piece)] = piece
-                filled += len(piece)
-        self._at += filled
+        while filled < len(view) and self._at < self._size:
+            if not self._left:
+                self._left = self._next()
+            taken = self._left[: len(view) - filled]
+            view[filled : filled + len(taken)] = taken
+            self._left = self._left[len(taken) :]
+            self._at += len(taken)
+            filled += len(taken)
         return filled
+
+    def _next(self) -> memoryview:
+        if self._inline is not None:
+            return self._inline[self._at :]
+        if self._pieces is None:
+            scratch = memoryview(bytearray(min(files.PIECE_BYTES, self._size - self._at)))
+            self._pieces = _pieces_of(self._segments, self._at, self._size, scratch)
+        return next(self._pieces)
+
+    def _stop(self) -> None:
+        self._left = memoryview(b"")
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
