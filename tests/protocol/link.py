@@ -1,4 +1,4 @@
-"""A world for one transfer: a sender, a receiver, a link that cuts and delays, workers, and a store that survives.
+"""A world for one transfer: a sender, a receiver, links that cut and delay, workers and a store.
 
 Plays the drivers' part around the real protocol core, as plainly as can be: nothing here decides what the core ought to
 decide. Whatever the protocol promises is checked as it happens; a promise that does not hold raises `Broken`.
@@ -7,9 +7,7 @@ decide. Whatever the protocol promises is checked as it happens; a promise that 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from delivery.errors import ProtocolViolation
@@ -20,227 +18,12 @@ from delivery.protocol.messages import DeliveryOffer, Hello, Offer, UploadOffer,
 from delivery.protocol.receiver import Receiver, Terms
 from delivery.protocol.sender import Sender
 
-BLOCK = 4096  # the smallest chunk: positions in the store are counted in these
+from .receiving import Intake, ReceivingEnd, Task
+from .store import Broken, Source, Store, expect
+
 TRANSFER = "0f8fad5b-d9cb-469f-a165-70867728950e"
 PAYLOAD = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 MAX_MESSAGE = 65_548
-
-
-class Broken(AssertionError):
-    """The core broke a promise of the protocol."""
-
-
-def expect(kept: bool, promise: str) -> None:
-    if not kept:
-        raise Broken(promise)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A payload, and what its sender knows of it before it is read to the end."""
-
-    data: bytes
-    size_known: bool = True
-    digest_known: bool = True
-
-    @classmethod
-    def of(cls, size: int, **known: bool) -> Source:
-        """Make `size` bytes of which no four at a multiple of four are equal, so that a displaced one shows."""
-        return cls(struct.pack(f">{size // 4 + 1}I", *range(size // 4 + 1))[:size], **known)
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-
-class Store:
-    """What survives every crash: blocks placed by offset, under a lease that fences older writers."""
-
-    fenced = True
-
-    def __init__(self) -> None:
-        self.lease = 0
-        self.size: int | None = None  # from `finish`
-        self.sealed: str | None = None  # the digest, once complete
-        self._blocks: dict[int, bytes] = {}
-
-    def begin(self) -> int:
-        """Fence all older writers, drop what lies beyond the first gap, and return the new lease."""
-        self.lease += 1
-        whole = len(self.content())
-        self._blocks = {number: data for number, data in self._blocks.items() if number * BLOCK < whole}
-        return self.lease
-
-    def commit(self, lease: int, offset: int, data: bytes) -> bool:
-        """Store bytes at `offset`; return False where a newer lease fences them off."""
-        if self.fenced and lease != self.lease:
-            return False
-        self._put(lease, offset, data)
-        return True
-
-    def _put(self, lease: int, offset: int, data: bytes) -> None:
-        for at in range(0, len(data), BLOCK):
-            self._blocks[(offset + at) // BLOCK] = data[at : at + BLOCK]
-
-    def content(self) -> bytes:
-        """Return what is stored without a gap, from the beginning."""
-        return b"".join(self._contiguous())
-
-    def _contiguous(self) -> Iterator[bytes]:
-        for number in range(len(self._blocks)):
-            if number not in self._blocks:
-                return
-            yield self._blocks[number]
-
-
-class AppendingStore(Store):
-    """A store that is not idempotent: each writer's runs go, in its own order, behind all that is there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._data = b""
-        self._next: dict[int, int] = {}
-        self._early: dict[tuple[int, int], bytes] = {}
-
-    def begin(self) -> int:
-        self.lease += 1
-        self._next[self.lease] = len(self._data)
-        return self.lease
-
-    def _put(self, lease: int, offset: int, data: bytes) -> None:
-        self._early[lease, offset] = data
-        while (run := self._early.pop((lease, self._next[lease]), None)) is not None:
-            self._data += run
-            self._next[lease] += len(run)
-
-    def content(self) -> bytes:
-        return self._data
-
-
-@dataclass(eq=False)
-class Intake:
-    """What a receiving driver keeps of one accepted transfer. `kept`: taken in and not stored."""
-
-    end: ReceivingEnd
-    receiver: Receiver
-    lease: int = 0
-    accepted: bool = False
-    kept: dict[int, bytes] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Task:
-    """A run of chunks on its way into the store."""
-
-    intake: Intake
-    lease: int
-    start: int
-    offset: int
-    data: bytes
-
-
-class ReceivingEnd:
-    """The receiver's end of one connection."""
-
-    def __init__(self, world: World, number: int, connection: Connection) -> None:
-        self.world = world
-        self.number = number
-        self.connection = connection
-        self.alive = True
-        self.intakes: dict[int, Intake] = {}
-        self.questions: deque[Receiver] = deque()
-
-    def take(self, message: str | bytes) -> None:
-        now = self.world.now
-        if isinstance(message, str):
-            happened = self.connection.receive_text(message, now)
-        else:
-            happened = self.connection.receive_bytes(message, now)
-        self.react(happened)
-        self.work()
-
-    def react(self, happened: list[Event]) -> None:
-        for event in happened:
-            match event:
-                case events.Offered(receiver):
-                    self.questions.append(receiver)
-                    self.intakes[receiver.handle] = Intake(self, receiver)
-                case events.ChunkKept(receiver, chunk):
-                    self.intakes[receiver.handle].kept[chunk.seq] = bytes(chunk.data)
-                case events.Rewound(receiver):
-                    self._rewound(self.intakes[receiver.handle])
-                case events.ReceiverAborted(receiver):
-                    self.intakes.pop(receiver.handle, None)
-
-    def _rewound(self, intake: Intake) -> None:
-        intake.kept = {seq: data for seq, data in intake.kept.items() if seq < intake.receiver.received}
-        tasks = self.world.tasks
-        tasks[:] = [t for t in tasks if t.intake is not intake or t.start < intake.receiver.received]
-
-    def answer(self) -> None:
-        """Answer the oldest open offer, as a server or a client with this store does."""
-        receiver = self.questions.popleft()
-        store, world = self.world.store, self.world
-        if not receiver.live:
-            return
-        if store.sealed is not None:
-            self.connection.done(receiver, size=len(store.content()), sha256=store.sealed)
-            self.intakes.pop(receiver.handle)
-        elif world.holder is not None and world.holder.end.number > self.number:
-            self.connection.reject(receiver, "taken_over")
-            self.intakes.pop(receiver.handle)
-        else:
-            self._accept(receiver)
-        self.flush()
-
-    def _accept(self, receiver: Receiver) -> None:
-        world = self.world
-        if world.holder is not None and world.holder.end.alive and world.holder.receiver.live:
-            old = world.holder
-            old.end.connection.abort(old.receiver, "taken_over", final=False)
-            old.end.intakes.pop(old.receiver.handle, None)
-            old.end.flush()
-        intake = self.intakes[receiver.handle]
-        intake.lease, intake.accepted = world.store.begin(), True
-        world.holder = intake
-        stored = len(world.store.content())
-        self.react(
-            self.connection.accept(receiver, stored=stored, terms=world.terms, now=world.now, size=world.store.size)
-        )
-        self.work()
-
-    def work(self) -> None:
-        """Hand out the runs that are due, and say what is to be said."""
-        for intake in list(self.intakes.values()):
-            self._work(intake)
-        self.connection.queue_acks(self.world.now)
-        self.flush()
-
-    def _work(self, intake: Intake) -> None:
-        receiver = intake.receiver
-        while (run := receiver.next_run(self.world.now)) is not None:
-            data = b"".join(intake.kept[seq] for seq in range(run.start, run.end) if seq in intake.kept)
-            self.world.tasks.append(Task(intake, intake.lease, run.start, run.start * receiver.chunk_size, data))
-        if receiver.finish is not None and receiver.size is not None:
-            self.world.store.size = receiver.size
-        if receiver.complete:
-            digest = self.world.seal(receiver)
-            self.connection.done(receiver, size=receiver.size or 0, sha256=digest)
-            self.intakes.pop(receiver.handle, None)
-
-    def stored(self, intake: Intake) -> None:
-        """Hear that a run of this intake was stored."""
-        receiver, position = intake.receiver, len(self.world.store.content())
-        if receiver.live and self.alive:
-            whole = receiver.chunks if receiver.size == position else position // receiver.chunk_size
-            receiver.on_stored(min(whole or 0, receiver.received))
-            intake.kept = {seq: data for seq, data in intake.kept.items() if seq >= receiver.stored}
-            self.work()
-
-    def flush(self) -> None:
-        back = self.world.links[self.number].back
-        while self.connection.outbox:
-            back.append(messages.encode(self.connection.outbox.popleft()))
 
 
 @dataclass(eq=False)

@@ -25,7 +25,8 @@ from delivery.protocol.messages import Accept, Ack, DeliveryOffer, Done, UploadO
 from delivery.protocol.receiver import Receiver, Terms
 from delivery.protocol.states import State
 
-from .link import expect, greet
+from .link import greet
+from .store import expect
 
 BLOCK = 4096
 WINDOW = 4 * BLOCK

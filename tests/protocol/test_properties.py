@@ -27,7 +27,8 @@ from delivery.protocol.receiver import Receiver
 from delivery.protocol.sender import Sender
 from delivery.protocol.storing import Storing
 
-from .link import BLOCK, AppendingStore, Broken, Link, Source, Store, World
+from .link import Link, World
+from .store import BLOCK, AppendingStore, Broken, Source, Store
 
 SETTINGS = settings(
     max_examples=200,
@@ -38,6 +39,7 @@ SETTINGS = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
+BRIEF = settings(SETTINGS, max_examples=100)
 # A mutant only has to be found, not to be explained.
 HUNTING = settings(SETTINGS, max_examples=1000, phases=[Phase.generate])
 
@@ -217,7 +219,7 @@ class UnfencedAppending(Transfer):
 
 @pytest.mark.parametrize("machine", [Unfenced, Appending])
 def test_fence_and_idempotence_mask_each_other(machine):
-    run_state_machine_as_test(machine, settings=SETTINGS)
+    run_state_machine_as_test(machine, settings=BRIEF)
 
 
 def test_neither_fence_nor_idempotence_is_found():

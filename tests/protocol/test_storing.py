@@ -198,6 +198,31 @@ def test_the_limit_never_falls():
     assert receiver.next_ack(0.0).limit == 50
 
 
+def test_a_smaller_window_takes_no_credit_back():
+    receiver = opened()
+    receiver.resize(2 * CHUNK)
+    take(receiver, 4)
+    receiver.on_stored(4)
+    assert receiver.next_ack(0.0).limit == 8
+    take(receiver, 4)
+    receiver.on_stored(8)
+    assert receiver.next_ack(0.0).limit == 10
+
+
+def test_a_larger_window_gives_credit_with_the_next_ack():
+    receiver = opened()
+    receiver.resize(16 * CHUNK)
+    take(receiver, 1)
+    receiver.on_stored(1)
+    assert receiver.next_ack(0.0).limit == 17
+
+
+def test_an_unanswered_offer_has_no_window():
+    receiver = Receiver(offer())
+    receiver.resize(CHUNK)
+    assert receiver.limit == 0
+
+
 # -- when to ask again
 
 
