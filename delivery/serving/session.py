@@ -206,6 +206,8 @@ class Session:
             self.refuse(violation)
             self.wake()
             return
+        if self.connection.outbox:  # a nack
+            self.wake()
         if self._unflushed() >= UNFLUSHED_BYTES:
             await self._until_flushed()
 
