@@ -21,6 +21,16 @@ def every_key_has_a_ttl(shipped: Stack) -> Iterator[None]:
     assert shipped.keys_without_ttl() == []
 
 
+@pytest.fixture(autouse=True)
+def nothing_raised_in_the_server(shipped: Stack) -> Iterator[None]:
+    """Fail a test that makes any part of the stack log a traceback."""
+    before = len(shipped.log())
+    yield
+    said = shipped.log()[before:]
+    # uvicorn itself logs one for text that is not UTF-8.
+    assert "Traceback" not in said or "Invalid UTF-8 sequence" in said, said
+
+
 @pytest.fixture
 async def sockets(shipped: Stack) -> AsyncIterator[contextlib.AsyncExitStack]:
     """What is entered here is left, sockets closed, when the test ends."""
