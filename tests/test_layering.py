@@ -27,7 +27,7 @@ ARROWS: dict[str, str] = {
     "client": "protocol",
     # the ground of the server
     "conf": "",
-    "checks": "conf protocol",
+    "checks": "conf protocol dispatch buffer",
     "signals": "",
     "tokens": "conf",
     "models": "protocol conf",
@@ -41,7 +41,7 @@ ARROWS: dict[str, str] = {
     "transfers": "models storage buffer notify dispatch signals policy protocol conf",
     "site": "transfers models storage dispatch policy protocol conf notify",  # deliver(), adeliver()
     "tasks": "transfers dispatch drain conf",
-    "drain": "conf notify buffer",
+    "drain": "conf notify buffer dispatch",
     # the Channels driver: `serving` holds what `consumers` and `mixins` share
     "serving": "protocol transfers drain notify conf buffer dispatch models policy tokens",
     "consumers": "serving protocol transfers drain notify conf",
@@ -56,7 +56,7 @@ ARROWS: dict[str, str] = {
     "migrations": "models protocol",
     # processes
     "launch": "conf",
-    "management": "launch serving transfers drain dispatch tokens conf __init__",
+    "management": "launch serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers",
 }
 
