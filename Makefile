@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/requirements.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format demo
+.PHONY: help run test lint format demo bench
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,3 +33,6 @@ test: lint ## check style and types, then run every test on real parts
 
 demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
 	@$(BIN)/python -m demo $(FILE)
+
+bench: $(STAMP) ## measure against nginx, tus and others (ONLY=part of a row's name, QUICK=1)
+	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
