@@ -7,6 +7,14 @@
 | E003 | a value of the wrong type |
 | E004 | a value out of its range |
 | E005 | settings that contradict each other |
+| E006 | the Celery app does not accept JSON |
+| E007 | the Celery app does not know our queue |
+| W001 | no Celery app is configured |
+| W002 | Celery is in eager mode |
+| W003 | nobody consumes our queue |
+| W004 | Redis does not answer |
+
+The last two look at what runs, so they run only when asked for: `manage.py check --deploy`.
 """
 
 from __future__ import annotations
@@ -19,9 +27,11 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.core import checks
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning
 
-from delivery import conf
+from delivery import conf, dispatch
+from delivery.buffer import workers
+from delivery.errors import BufferUnavailable
 from delivery.protocol.frames import HEADER_BYTES, is_chunk_size
 
 TAG = "delivery"
@@ -30,6 +40,8 @@ TAG = "delivery"
 def register_all() -> None:
     """Register every check of this module under the tag `delivery`."""
     checks.register(check_settings, TAG)
+    checks.register(check_celery, TAG)
+    checks.register(check_workers, TAG, deploy=True)
 
 
 def check_settings(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
@@ -102,3 +114,55 @@ def _check_together(options: conf.Settings) -> Iterable[CheckMessage]:
             hint=f"STORAGES has {', '.join(sorted(django_settings.STORAGES))}.",
             id="delivery.E005",
         )
+
+
+def check_celery(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check the site's Celery app. Asks no broker."""
+    if check_settings():
+        return []
+    app = dispatch.site_app()
+    if not app.configured:
+        hint = (
+            "Make one in celery.py beside the settings and import it in __init__.py there, as Celery's \"First steps with "
+            'Django" has it. Until then payloads above INLINE_LIMIT are refused with busy.'
+        )
+        return [Warning("No Celery app is configured.", hint=hint, id="delivery.W001")]
+    return list(_check_app(app))
+
+
+def _check_app(app: dispatch.SiteApp) -> Iterable[CheckMessage]:
+    if app.eager:
+        yield Warning(
+            "Celery is in eager mode (task_always_eager), which does not run delivery's tasks.",
+            hint="They are sent by name, to a worker. Run one: manage.py delivery_worker.",
+            id="delivery.W002",
+        )
+    if not app.accepts_json:
+        yield Error(
+            "The Celery app does not accept JSON, and delivery's tasks are JSON.",
+            hint='Add "json" to accept_content.',
+            id="delivery.E006",
+        )
+    for queue in app.unknown_queues:
+        yield Error(
+            f"The Celery app does not know the queue {queue!r}, which delivery's tasks go to.",
+            hint="Add it to task_queues, or name one that is there in DELIVERY['QUEUE'] and DELIVERY['SEAL_QUEUE'].",
+            id="delivery.E007",
+        )
+
+
+def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Look whether a worker lives. Asks Redis, hence only with `check --deploy`."""
+    if check_settings():
+        return []
+    try:
+        living = workers.alive()
+    except BufferUnavailable as error:
+        hint = "DELIVERY['REDIS_URL'] says where it is looked for."
+        return [Warning(f"Redis, the chunk buffer, does not answer ({error}).", hint=hint, id="delivery.W004")]
+    app = dispatch.site_app()
+    if living or not app.configured or app.unknown_queues:
+        return []
+    queue = dispatch.queue_of(dispatch.STORE)
+    hint = f"Start a worker that consumes it: manage.py delivery_worker, or celery worker --queues={queue}."
+    return [Warning(f"No live worker takes the tasks of the queue {queue!r}.", hint=hint, id="delivery.W003")]

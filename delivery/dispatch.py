@@ -6,6 +6,7 @@ know.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,18 @@ SEAL = "delivery.seal_payload"
 ANNOUNCE = "delivery.announce"
 ATTACH = "delivery.attach_payload"
 SWEEP = "delivery.sweep"
+
+
+def queue_of(task: str) -> str:
+    """Return the name of the queue that a task of ours goes to: as `DELIVERY` says, else as the site routes it."""
+    options = conf.current()
+    named = options.effective_seal_queue() if task == SEAL else options.queue
+    if named is not None:
+        return named
+    # Not `route()`, which adds a queue to the app's that is not there yet: a worker would begin to consume it.
+    route: Any = current_app.amqp.router.lookup_route(task)
+    queue = route if isinstance(route, str) else (route or {}).get("queue")
+    return str(getattr(queue, "name", queue) or current_app.conf.task_default_queue)
 
 
 def publish(task: str, arguments: dict[str, Any]) -> None:
@@ -55,3 +68,26 @@ def stage_marker(payload: UUID, index: int) -> str:
 
 def seal_marker(payload: UUID) -> str:
     return f"seal:{payload.hex}"
+
+
+@dataclass(frozen=True)
+class SiteApp:
+    """What the system checks want to know of the site's Celery app. Asks no broker."""
+
+    configured: bool  # somebody made one; else it is Celery's fallback, which knows no broker
+    eager: bool
+    accepts_json: bool
+    unknown_queues: tuple[str, ...]  # of ours, where the app declares its queues and makes no other
+
+
+def site_app() -> SiteApp:
+    """Look at the site's Celery app."""
+    options = current_app.conf
+    ours = dict.fromkeys((queue_of(STORE), queue_of(SEAL)))
+    unknown = () if options.task_create_missing_queues else tuple(set(ours) - set(current_app.amqp.queues))
+    return SiteApp(
+        configured=current_app.main != "default" or bool(options.broker_url),
+        eager=bool(options.task_always_eager),
+        accepts_json=bool({"json", "application/json"} & set(options.accept_content)),
+        unknown_queues=unknown,
+    )

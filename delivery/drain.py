@@ -11,11 +11,12 @@ import concurrent.futures
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from celery import bootsteps, current_app, signals
+from celery import bootsteps, signals
 
-from delivery import conf, notify
+from delivery import dispatch, notify
 from delivery.buffer import workers
 from delivery.errors import BufferUnavailable
 
@@ -34,10 +35,15 @@ def draining(worker: str) -> bool:
 
 
 class Heartbeat:
-    """Says every few seconds that this worker lives, and once that it goes. One thread of the worker's main process."""
+    """Says every few seconds that this worker lives, and once that it goes. One thread of the worker's main process.
 
-    def __init__(self, worker: str) -> None:
+    `stores`: it takes our short tasks. One that only seals is no worker for transfers to wait for, but its sealing is to
+    stop when it drains.
+    """
+
+    def __init__(self, worker: str, *, stores: bool = True) -> None:
         self.worker = worker
+        self._stores = stores
         self._going: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._told = threading.Event()
 
@@ -53,31 +59,40 @@ class Heartbeat:
         self._told.wait(TELL_SECONDS)
 
     def _run(self) -> None:
-        self._renew()
-        notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
+        self._beat()
+        if self._stores:
+            notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
         while True:
             try:
                 self._going.get(timeout=workers.RENEW_SECONDS)
             except queue.Empty:
-                self._renew()
+                self._beat()
                 continue
             self._leave()
             self._told.set()
             return
 
-    def _renew(self) -> None:
+    def _beat(self) -> None:
+        self._attempt(workers.renew if self._stores else workers.stay, "heartbeat")
+
+    def _attempt(self, change: Callable[[str], None], what: str) -> None:
         try:
-            workers.renew(self.worker)
+            change(self.worker)
         except BufferUnavailable as error:
-            logger.warning("heartbeat: %s", error)
+            logger.warning("%s: %s", what, error)
 
     def _leave(self) -> None:
-        told = notify.tell_group(WORKERS, "worker_draining", worker=self.worker)
+        # First into Redis, then to everybody: who hears of it and looks who is left must not find this worker. In a
+        # thread, since a Redis that does not answer may take long and the channel layer's may be another one.
+        leaving = threading.Thread(
+            target=self._attempt, args=(workers.leave, "draining is told late or not at all"), daemon=True
+        )
+        leaving.start()
+        leaving.join(TELL_SECONDS / 2)
         try:
-            workers.leave(self.worker)
-            told.result(TELL_SECONDS / 2)
-        except (BufferUnavailable, concurrent.futures.TimeoutError) as error:
-            logger.warning("draining is told late or not at all: %s", error)
+            notify.tell_group(WORKERS, "worker_draining", worker=self.worker).result(TELL_SECONDS / 2)
+        except concurrent.futures.TimeoutError:
+            logger.warning("the channel layer does not take that this worker drains")
 
 
 class DrainStep(bootsteps.StartStopStep):
@@ -103,18 +118,15 @@ def _on_init(instance: Any = None, **_ignored: Any) -> None:
     instance.app.steps["worker"].add(DrainStep)
 
 
-def our_queue() -> str:
-    """Return the name of the queue that our short tasks go to."""
-    return conf.current().queue or str(current_app.conf.task_default_queue)
-
-
 def _on_ready(sender: Any = None, **_ignored: Any) -> None:
     """Begin the heartbeat, unless this worker takes none of our tasks."""
     global _heartbeat
-    if our_queue() not in sender.app.amqp.queues.consume_from:
-        logger.info("this worker does not consume %r, the queue of delivery's tasks", our_queue())
+    consumed = sender.app.amqp.queues.consume_from
+    stores = dispatch.queue_of(dispatch.STORE) in consumed
+    if not stores and dispatch.queue_of(dispatch.SEAL) not in consumed:
+        logger.info("this worker does not consume %r, the queue of delivery's tasks", dispatch.queue_of(dispatch.STORE))
         return
-    _heartbeat = Heartbeat(str(sender.hostname))
+    _heartbeat = Heartbeat(str(sender.hostname), stores=stores)
     _heartbeat.start()
 
 

@@ -155,6 +155,14 @@ def test_a_new_site_integrates_as_the_readme_says(tmp_path):
     whole = (tmp_path / "mysite" / "asgi.py").read_text()
     kept, _, _ = whole.partition("application = get_asgi_application()")
     (tmp_path / "mysite" / "asgi.py").write_text(kept + asgi)
+    # "Your Celery app", as Celery's own introduction has it.
+    (tmp_path / "mysite" / "__init__.py").write_text("from mysite.celery import app\n")
+    (tmp_path / "mysite" / "celery.py").write_text(
+        "import os\n\nfrom celery import Celery\n\n"
+        'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")\n'
+        'app = Celery("mysite")\napp.config_from_object("django.conf:settings", namespace="CELERY")\n'
+        "app.autodiscover_tasks()\n"
+    )
 
     assert "no issues" in python("manage.py", "check")
     python("manage.py", "migrate", "--verbosity", "0")

@@ -10,6 +10,12 @@ RENEW_SECONDS = 3.0
 LEFT_SECONDS = 3600
 
 
+def stay(worker: str) -> None:
+    """Say that `worker` does not go, without taking tasks: an earlier one of its name may have said so."""
+    with reporting():
+        client().unlink(keys.left(worker))
+
+
 def renew(worker: str) -> None:
     """Say that `worker` lives and takes tasks."""
     with reporting():
@@ -36,9 +42,17 @@ def left(worker: str) -> bool:
         return bool(client().exists(keys.left(worker)))
 
 
-async def alive() -> frozenset[str]:
+async def aalive() -> frozenset[str]:
     """Return the ids of the workers that live."""
     with reporting():
         seconds, _ = await aclient().time()
         found = await aclient().zrangebyscore(keys.workers(), seconds - LEASE_SECONDS, "+inf")
+    return frozenset(member.decode() for member in found)
+
+
+def alive() -> frozenset[str]:
+    """Do what `aalive` does, in a thread."""
+    with reporting():
+        seconds, _ = client().time()
+        found = client().zrangebyscore(keys.workers(), seconds - LEASE_SECONDS, "+inf")
     return frozenset(member.decode() for member in found)

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -22,12 +23,13 @@ from delivery.buffer import clients, markers, memory, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving import login
+from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
 from delivery.serving.login import Login
 from delivery.serving.rates import OfferRates
 from delivery.serving.readers import ReaderTable
-from delivery.transfers import deliveries, events
+from delivery.transfers import deliveries, events, small
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ LOGINS_SECONDS = 5.0
 MEMORY_SECONDS = 2.0
 FULL = 0.9  # of Redis's maxmemory: from there on new offers wait
 WORKERS_SECONDS = 2.0
+COMPLAIN_SECONDS = 60.0
 
 
 class Leaver(Protocol):
@@ -61,6 +64,8 @@ class Process:
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable()
         self.offers = OfferRates()
+        self.small = Batcher(partial(self._write_batch, small.take), "small uploads")
+        self.received = Batcher(partial(self._write_batch, deliveries.finish), "finished deliveries")
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
         self.connections: Counter[Any] = Counter()  # of each user, by primary key
@@ -69,6 +74,8 @@ class Process:
         self._positions: dict[tuple[UUID, str], int] = {}
         self._workers: frozenset[str] = frozenset()
         self._workers_at = -WORKERS_SECONDS
+        self._complained_at = -COMPLAIN_SECONDS
+        self._writing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(options.database_threads, thread_name_prefix="delivery-db")
         self._publishers = ThreadPoolExecutor(2, thread_name_prefix="delivery-publish")
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,6 +95,8 @@ class Process:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.small.stop()
+        await self.received.stop()
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
@@ -103,6 +112,11 @@ class Process:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: _with_connections(function, *args, **kwargs))
+
+    async def _write_batch(self, function: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
+        # One at a time: SQLite would let the second wait in naps, and PostgreSQL gains little from two.
+        async with self._writing:
+            return await self.db(function, batch)
 
     async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int = 0) -> bool:
         """Publish a task unless somebody just did; return whether it was published.
@@ -125,12 +139,21 @@ class Process:
         """Return the ids of live workers, at most 2 s old; nobody where Redis does not answer."""
         if time.monotonic() - self._workers_at >= WORKERS_SECONDS:
             try:
-                self._workers = await workers.alive()
+                self._workers = await workers.aalive()
             except BufferUnavailable as error:
                 logger.warning("%s", error)
                 self._workers = frozenset()
             self._workers_at = time.monotonic() if self._workers else -WORKERS_SECONDS
+            if not self._workers:
+                self._complain()
         return self._workers
+
+    def _complain(self) -> None:
+        """Say in the log, once a minute at most, that there is no worker."""
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_SECONDS:
+            self._complained_at = now
+            logger.warning("no live worker takes the tasks of the queue %r", dispatch.queue_of(dispatch.STORE))
 
     def forget_workers(self) -> None:
         """Look again for live workers at the next question: one came or went."""

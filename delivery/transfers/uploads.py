@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from delivery import conf, policy
+from delivery import conf, dispatch, policy
 from delivery.errors import Refused, StaleLease
 from delivery.models import Address, Direction, Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.codes import REJECT_CODES
@@ -110,7 +110,8 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers:
     now = timezone.now()
     inline = offer.size is not None and offer.size <= options.inline_limit
     if not inline and not workers:
-        raise Refused("busy", "no worker takes the queue's tasks", retry_after=BUSY_SECONDS)
+        queue = dispatch.queue_of(dispatch.STORE)
+        raise Refused("busy", f"no live worker takes the tasks of the queue {queue!r}", retry_after=BUSY_SECONDS)
     reserved = offer.size or 0
     quotas.reserve(user, rules.quota(user), reserved, live=not inline)
     payload = Payload.objects.create(
