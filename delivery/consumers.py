@@ -60,8 +60,17 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         handler = getattr(self, message["type"].replace(".", "_"), None)
         if handler is None:
             logger.warning("unknown event %s", message["type"])  # from another version, in a rolling deploy
+        elif handler.__name__.startswith("delivery_"):
+            await self._control(handler, message)
         else:
             await handler(message)
+
+    async def _control(self, handler: Any, message: dict[str, Any]) -> None:
+        """Hand on a control event. One whose members are other than ours may not end the connection."""
+        try:
+            await handler(message)
+        except (LookupError, ValueError, TypeError) as error:
+            logger.warning("event %s not understood: %r", message["type"], error)
 
     # -- handshake and close -----------------------------------------------------------------------------------------
 
@@ -70,6 +79,10 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         offered = self.scope.get("subprotocols", [])
         if not login.origin_allowed(request) or (offered and SUBPROTOCOL not in offered):
             await self.close()  # before accepting: HTTP 403
+            return
+        if process.current().draining:  # the connection was there before its listener was closed
+            await self.accept(SUBPROTOCOL if offered else None)
+            await self.close(1001, "going away")
             return
         found = await process.current().db(login.login_of, request)
         await self.accept(SUBPROTOCOL if offered else None)

@@ -84,6 +84,9 @@ class Subscriber:
             await connection.aclose()
 
     def _dispatch(self, topic: str, data: bytes) -> None:
-        message = json.loads(data)
         for listener in list(self._listeners.get(topic, ())):
-            listener(message)
+            try:
+                listener(json.loads(data))
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                # From another version, in a rolling deploy. It may not end the wake-ups of everybody else.
+                logger.warning("wake-up %.100r not understood: %s", data, error)

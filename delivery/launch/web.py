@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: How long uvicorn waits, in seconds, for what `before_close` has left.
 GRACEFUL_SHUTDOWN_SECONDS = 5
+ANSWER_SECONDS = 2.0
+#: How long after a signal, in seconds beside `drain_seconds`, the process is ended whatever hangs in it.
+LAST_SECONDS = GRACEFUL_SHUTDOWN_SECONDS + ANSWER_SECONDS + 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,8 @@ class Server(uvicorn.Server):
     """A uvicorn server that awaits `before_close` after it has stopped listening and before it closes sockets.
 
     `before_close` runs on the server's loop, for at most `drain_seconds`; a second Ctrl-C ends it early. Whatever it
-    raises is logged, and the shutdown goes on.
+    raises is logged, and the shutdown goes on. `must_end`: end the whole process where it outlives its grace: a thread
+    that waits for a Redis which does not answer would otherwise be waited for.
     """
 
     def __init__(
@@ -65,10 +71,12 @@ class Server(uvicorn.Server):
         *,
         before_close: Callable[[], Awaitable[None]] | None = None,
         drain_seconds: float = 10.0,
+        must_end: bool = False,
     ) -> None:
         super().__init__(config)
         self._before_close = before_close
         self._drain_seconds = drain_seconds
+        self._must_end = must_end
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until SIGINT or SIGTERM, then return.
@@ -82,10 +90,13 @@ class Server(uvicorn.Server):
         super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._must_end:
+            _end_after(self._drain_seconds + LAST_SECONDS)
         for server in self.servers:
             server.close()  # super() does so again, which changes nothing
         if self._before_close is not None:
             await self._drain(self._before_close)
+            await self._until_answered()
         await super().shutdown(sockets)
 
     async def _drain(self, before_close: Callable[[], Awaitable[None]]) -> None:
@@ -101,3 +112,26 @@ class Server(uvicorn.Server):
         for outcome in await asyncio.gather(draining, return_exceptions=True):
             if isinstance(outcome, Exception):
                 logger.error("closing the sockets failed", exc_info=outcome)
+
+    async def _until_answered(self) -> None:
+        """Wait, at most 2 s, until the peers have answered the close frames that were sent to them.
+
+        uvicorn would close TCP at once. What a peer still sends would then be met with a reset, and take the close frame,
+        not yet read, along: a sender would see 1006 instead of 1001.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ANSWER_SECONDS
+        while loop.time() < deadline and not self.force_exit:
+            if not any(getattr(one, "close_timer", None) for one in self.server_state.connections):
+                return
+            await asyncio.sleep(0.02)
+
+
+def _end_after(seconds: float) -> None:
+    def end() -> None:
+        logger.error("still here %.0f s after the signal; ending anyway", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -67,7 +67,8 @@ class Writer:
         while True:
             self._woken.clear()
             if not self._muted:
-                self._connection.queue_acks(time.monotonic())
+                if not self._connection.going_away:  # the last acks come before it (PROTOCOL section 6)
+                    self._connection.queue_acks(time.monotonic())
                 await self._send_outbox()
             if self.closing is not None:
                 await self._socket.close(*self.closing)

@@ -42,7 +42,12 @@ class Command(BaseCommand):
             proxy_headers=proxy_headers,
             forwarded_allow_ips=forwarded_allow_ips,
         )
-        Server(web.config(_application()), before_close=leaving.drain_process, drain_seconds=current.drain_grace).run()
+        Server(
+            web.config(_application()),
+            before_close=leaving.drain_process,
+            drain_seconds=current.drain_grace,
+            must_end=True,
+        ).run()
 
 
 def _application() -> Any:
