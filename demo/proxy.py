@@ -112,10 +112,10 @@ class Proxy:
             if rest and not any(pump.result() for pump in done):
                 await asyncio.wait(rest, timeout=LAST_WORDS_SECONDS)
         finally:
+            _reset(to_server)  # before anything that may be cancelled
             for pump in pumps:
                 pump.cancel()
             await asyncio.wait(pumps)
-            _reset(to_server)
 
     async def _reach_server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         connection = socket.socket()
