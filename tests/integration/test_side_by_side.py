@@ -1,0 +1,115 @@
+"""Several transfers at once: on one socket, on several, in several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from delivery.models import Transfer
+from tests.conformance.conftest import Connect
+from tests.conformance.peer import CHUNK, Peer, sha256
+from tests.integration.conftest import OpenClient
+from tests.stack import Person, Site, WebProcess
+
+MIB = 1024 * 1024
+
+
+async def test_a_small_message_passes_between_the_chunks_of_a_large_one(
+    connect: Connect, site: Site, alice: Person
+) -> None:
+    peer = await connect(alice)
+    large = random.Random(1).randbytes(12 * MIB)
+    handle, _ = await peer.offer(size=len(large))
+    accept = await peer.hear("accept")
+    half = len(large) // CHUNK // 2
+    for seq in range(half):
+        await peer.chunk(handle, seq, large[seq * CHUNK : (seq + 1) * CHUNK])
+    small = await peer.upload(b"urgent")
+    assert not peer.has_heard("done", handle=handle)
+    await peer.send_from(large, accept | {"seq": half})
+    done = await peer.hear("done", handle=handle)
+    assert await site.content(small["payload"]) == b"urgent"
+    assert await site.content(done["payload"]) == large
+
+
+async def test_many_uploads_on_one_socket(open_client: OpenClient, site: Site, alice: Person) -> None:
+    client = await open_client(alice)
+    payloads = [random.Random(size).randbytes(size) for size in (0, 10, 70_000, 300_000, 3 * MIB, 9 * MIB)] * 2
+    receipts = await asyncio.gather(*(client.send(data) for data in payloads))
+    assert [receipt.sha256 for receipt in receipts] == [sha256(data) for data in payloads]
+    assert len({receipt.payload for receipt in receipts}) == len(payloads)
+    assert await site.content(receipts[5].payload) == payloads[5]
+
+
+async def test_many_recipients_of_one_payload(open_client: OpenClient, site: Site, alice: Person) -> None:
+    people = [await site.person() for _ in range(6)]
+    clients = [await open_client(person, receive=True) for person in people]
+    data = random.Random(5).randbytes(9 * MIB + 1)
+    sender = await open_client(alice)
+
+    async def receive(client: object) -> bytes:
+        async for incoming in client.deliveries():  # type: ignore[attr-defined]
+            return bytes(await incoming.read())
+        raise AssertionError("closed")
+
+    receipt, *received = await asyncio.gather(
+        sender.send(data, to=[person.address for person in people]), *(receive(client) for client in clients)
+    )
+    assert all(one == data for one in received)
+    rows = Transfer.objects.filter(payload=receipt.payload, direction="delivery")
+    await site.until(lambda: {row.state for row in rows.all()} == {"done"}, what="deliveries done")
+
+
+async def test_a_payload_goes_from_one_web_process_to_another(
+    connect: Connect, quick: WebProcess, alice: Person, bob: Person
+) -> None:
+    recipient = await connect(bob, url=quick.ws_url, receive=True)
+    done = await (await connect(alice)).upload(bytes(MIB), to=[bob.address])
+    offer = await recipient.hear("offer", seconds=2)
+    assert offer["payload"] == done["payload"]
+
+
+async def test_a_connection_to_another_process_takes_over(
+    connect: Connect, site: Site, quick: WebProcess, alice: Person
+) -> None:
+    data = random.Random(9).randbytes(MIB)
+    first = await connect(alice, client="c")
+    handle, transfer = await first.offer(size=len(data))
+    await first.hear("accept")
+    await first.chunk(handle, 0, data[:CHUNK])
+    await first.settle()
+    second = await connect(alice, client="c", url=quick.ws_url)
+    await second.offer(transfer=transfer, size=len(data))
+    accept = await second.hear("accept")
+    assert accept["seq"] == 1  # what the other process had taken in is stored
+    abort = await first.hear("abort", handle=handle)
+    assert abort["code"] == "taken_over"
+    await second.send_from(data, accept)
+    done = await second.hear("done")
+    assert await site.content(done["payload"]) == data
+
+
+async def test_a_slow_recipient_delays_nobody(connect: Connect, site: Site, alice: Person, bob: Person) -> None:
+    data = random.Random(11).randbytes(20 * MIB)
+    sender = await connect(alice)
+    slow, fast = await connect(alice, receive=True), await connect(bob, receive=True)
+    await sender.upload(data, to=[alice.address, bob.address])
+    offers = [await slow.hear("offer"), await fast.hear("offer")]
+    for peer, offer, limit in ((slow, offers[0], 1), (fast, offers[1], 80)):
+        await peer.say(
+            "accept",
+            transfer=offer["transfer"],
+            handle=offer["handle"],
+            chunk_size=CHUNK,
+            seq=0,
+            limit=limit,
+        )
+    received = b"".join([(await fast.hear_chunk(offers[1]["handle"])).data for _ in range(80)])
+    assert received == data
+    assert await _only_first(slow, offers[0]["handle"])
+
+
+async def _only_first(peer: Peer, handle: int) -> bool:
+    await peer.hear_chunk(handle)
+    await peer.settle()
+    return peer.chunks_heard(handle) == []
