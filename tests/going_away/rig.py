@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,7 +105,16 @@ class Rig:
         self.redis = self._start("redis", list(self._server.command()))
 
     def wait_redis(self) -> None:
-        asyncio.run(asyncio.wait_for(self._server.wait_ready(), 10))
+        wait_until(self._redis_answers, what="Redis", seconds=10)
+
+    def _redis_answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self._server.socket))
+                probe.sendall(b"PING\r\n")
+                return probe.recv(16) == b"+PONG\r\n"
+            except OSError:
+                return False
 
     def web(self) -> Process:
         """Start a web process on the rig's port."""
