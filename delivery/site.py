@@ -159,8 +159,12 @@ class _Copy:
         self._alias = options.storage
         self._limit = options.segment_size
         self._pieces = pieces
-        head = self._head(options.inline_limit)
-        if self.size <= options.inline_limit:
+
+    def run(self) -> None:
+        """Copy everything. What it stored before it raised stands in `segments`."""
+        limit = conf.current().inline_limit
+        head = self._head(limit)
+        if self.size <= limit:
             self.inline = head
         else:
             self._store(head)
@@ -222,21 +226,18 @@ def _delete_all(payload: UUID, segments: list[Segment]) -> None:
 
 def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payload:
     row.id = uuid4()
-    copied: _Copy | None = None
-    segments: list[Segment] = []
+    copied = _Copy(row.id, pieces)
     try:
-        copied = _Copy(row.id, pieces)
-        segments = copied.segments
+        copied.run()
         if copied.size > WARN_BYTES and connection.in_atomic_block:
             warnings.warn(
                 f"deliver() copied {copied.size} bytes inside a transaction, which held its locks meanwhile",
                 stacklevel=3,
             )
         row.size, row.inline = copied.size, copied.inline
-        _write_rows(row, addresses, segments, copied.digest.hexdigest())
+        _write_rows(row, addresses, copied.segments, copied.digest.hexdigest())
     except BaseException:
-        if copied is not None:
-            copied.discard()
+        copied.discard()
         raise
     return row
 
