@@ -144,7 +144,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def delivery_waiting(self, event: dict[str, Any]) -> None:
         if self.session is not None:
-            self.session.spawn(self.session.arrived(event["address"]), "arrival")
+            self.session.arrived(event["address"], event.get("offer"))
 
     async def delivery_worker_draining(self, event: dict[str, Any]) -> None:
         if self.session is not None:

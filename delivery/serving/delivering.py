@@ -12,11 +12,14 @@ from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.serving.outflow import Outflow
 from delivery.transfers import deliveries
+from delivery.transfers.deliveries import Received
 
 if TYPE_CHECKING:
     from delivery.serving.session import Session
 
 logger = logging.getLogger(__name__)
+
+INLINE_SECONDS = 0.05
 
 
 def begin(session: Session, outflow: Outflow) -> None:
@@ -58,6 +61,13 @@ async def accepted(session: Session, sender: Sender) -> None:
     outflow = session.outflows.get(sender.handle)
     if outflow is None:  # ended in this moment
         return
+    if outflow.waiting.inline is not None:
+        # Its `done` is most likely on its way. Who is slower than that gets its place in the rows after all.
+        session.offering.look()
+        session.wake()
+        await asyncio.sleep(INLINE_SECONDS)
+        if session.outflows.get(sender.handle) is not outflow:
+            return
     try:
         displaced = await session.process.db(
             deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
@@ -89,7 +99,10 @@ async def done(session: Session, sender: Sender) -> None:
     """The client has all of it."""
     outflow = _let_go(session, sender)
     if outflow is not None:
-        await session.process.db(deliveries.finish, outflow.waiting.transfer, session.client)
+        transfer = outflow.waiting.transfer
+        session.offering.set_aside(transfer)  # until the rows say that it is over
+        await session.process.received.put(Received(transfer, session.client, outflow.waiting.size))
+        session.offering.forget(transfer)
         session.offering.look()
 
 

@@ -36,6 +36,21 @@ class Offering:
         """Offer a delivery no more on this connection."""
         self._set_aside.add(transfer)
 
+    def forget(self, transfer: UUID) -> None:
+        """Let the rows say again whether a delivery is to be offered."""
+        self._set_aside.discard(transfer)
+
+    def push(self, waiting: Waiting) -> None:
+        """Offer what came with its wake-up, if there is room; else it is found in the rows later."""
+        if self._room() > 0 and not self._known(waiting.transfer):
+            self._offer(waiting)
+        else:
+            self.look()
+
+    def _known(self, transfer: UUID) -> bool:
+        offered = (outflow.waiting.transfer for outflow in self._session.outflows.values())
+        return transfer in self._set_aside or transfer in offered
+
     async def run(self) -> None:
         """Offer what waits whenever there is room for it."""
         while True:
@@ -51,7 +66,8 @@ class Offering:
                 deliveries.waiting, session.user.pk, session.client, known=known, most=room
             )
             for waiting in found[: self._room()]:
-                self._offer(waiting)
+                if not self._known(waiting.transfer):  # it may have been pushed while we looked
+                    self._offer(waiting)
             if len(found) < room:
                 return
 

@@ -30,6 +30,9 @@ from delivery.serving.login import Login
 from delivery.serving.rates import OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events, small
+from delivery.transfers.deliveries import Received
+from delivery.transfers.small import SmallOffer
+from delivery.transfers.uploads import Finished
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +67,12 @@ class Process:
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable()
         self.offers = OfferRates()
-        self.small = Batcher(partial(self._write_batch, small.take), "small uploads")
-        self.received = Batcher(partial(self._write_batch, deliveries.finish), "finished deliveries")
+        self.small: Batcher[SmallOffer, Finished | None] = Batcher(
+            partial(self._write_batch, small.take), "small uploads"
+        )
+        self.received: Batcher[Received, None] = Batcher(
+            partial(self._write_batch, deliveries.finish), "finished deliveries"
+        )
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
         self.connections: Counter[Any] = Counter()  # of each user, by primary key

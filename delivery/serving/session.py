@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -29,6 +29,7 @@ from delivery.serving.offering import Offering
 from delivery.serving.outflow import Outflow
 from delivery.serving.writer import ConnectionClosed, Socket, Writer
 from delivery.transfers import deliveries
+from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
 
 logger = logging.getLogger(__name__)
@@ -297,8 +298,14 @@ class Session:
         self.process.forget_workers()
         self.spawn(uploading.release_held(self), "release")
 
-    async def arrived(self, address: str) -> None:
-        """A payload has arrived for an address that this connection has joined."""
+    def arrived(self, address: str, offer: Mapping[str, Any] | None) -> None:
+        """A payload has arrived for an address that this connection has joined; `offer`: all of it, if it is small."""
+        if offer is not None:
+            self.offering.push(Waiting.unpacked(offer))
+        else:
+            self.spawn(self._look_for(address), "arrival")
+
+    async def _look_for(self, address: str) -> None:
         if address.startswith(policy.GROUP):
             await self.process.db(deliveries.catch_up, self.user.pk, address)
         self.offering.look()

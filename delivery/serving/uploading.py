@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from django.db import DatabaseError
+
 from delivery import conf, dispatch, notify, policy
 from delivery.buffer import chunks
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
@@ -21,6 +23,7 @@ from delivery.protocol.states import State
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake, Reports
 from delivery.transfers import ending, uploads
+from delivery.transfers.small import SmallOffer
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Earlier, Finished, Opened
 
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 SETTLE_SECONDS = 5.0
 SETTLE_LOOK_SECONDS = 0.5
 BUSY_RETRY_AFTER = 2.0
+EARLY_TURNS = 12
 
 
 def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
@@ -75,7 +79,7 @@ async def _answer(session: Session, receiver: Receiver) -> None:
             session.connection.reject(receiver, "mismatch")
             session.wake()
         else:
-            _done(session, receiver, opened)
+            _done_early(session, receiver, opened)
         return
     await _accept(session, receiver, opened)
 
@@ -90,6 +94,8 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     if wait is not None:
         raise Refused("rate", f"at most {session.quota.offers_per_minute} offers a minute", retry_after=wait)
     await session.confirm()
+    if _may_come_whole(session, receiver) and (finished := await _take_whole(session, receiver, offer)) is not None:
+        return finished
     key = UUID(offer.transfer)
     earlier = await session.process.db(uploads.find, session.user.pk, key)
     if earlier is None and session.process.buffer_full and not _is_inline(offer):
@@ -98,6 +104,33 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     if earlier is not None and workers:
         await _settle(session, earlier)
     return await session.process.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+
+
+def _may_come_whole(session: Session, receiver: Receiver) -> bool:
+    """Return whether the offer's only chunk and `finish` may follow it at once (PROTOCOL section 2, early data)."""
+    limits, offer = session.connection.limits, receiver.offer
+    return offer.size is not None and 0 < offer.size <= min(limits.early_data, offer.chunk_size, limits.chunk_size)
+
+
+async def _take_whole(session: Session, receiver: Receiver, offer: UploadOffer) -> Finished | None:
+    """Store a small upload that came whole with its offer, together with others; None where it goes the long way."""
+    for turn in range(EARLY_TURNS):
+        if receiver.finish is not None or not receiver.live:
+            break
+        # Its messages are being read just now, if it sent them. Turns and not seconds: a busy loop reads later.
+        await asyncio.sleep(0 if turn < 3 else 0.001)
+    early = session.early.get(receiver.handle)
+    if receiver.finish is None or early is None or not receiver.live:
+        return None
+    expected = frozenset(receiver.expected_digests())
+    one = SmallOffer(session.user, session.require_holder(), offer, bytes(early.data), expected)
+    try:
+        return await session.process.small.put(one)
+    except DatabaseError:
+        raise
+    except Exception:  # of the site's policy, for anyone in the batch: the long way tells for whom
+        logger.exception("a batch of small uploads was not taken")
+        return None
 
 
 def _is_inline(offer: UploadOffer) -> bool:
@@ -157,6 +190,14 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
         session.process.credit.leave(intake.receiver)
     if session.intakes.pop(intake.receiver.handle, None) is not None:
         _done(session, intake.receiver, finished)
+
+
+def _done_early(session: Session, receiver: Receiver, finished: Finished) -> None:
+    """Answer an offer of what is complete already, maybe by its own early data."""
+    if receiver.finish is not None:
+        now = time.monotonic()
+        session.connection.accept(receiver, stored=finished.size, terms=session.terms(), now=now)
+    _done(session, receiver, finished)
 
 
 def _done(session: Session, receiver: Receiver, finished: Finished) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -81,30 +82,47 @@ def create_deliveries(payload: Payload, addresses: list[str]) -> list[str]:
 
     Returns the users' own addresses: a group's members have not all subscribed to it.
     """
-    users: dict[Any, None] = {}
-    rules = policy.current()
-    for address in addresses:
-        if address.startswith(policy.USER):
-            user = rules.find_user(address.removeprefix(policy.USER))
-            if user is not None:
-                users[user.pk] = None
-        else:
-            users.update((user.pk, None) for user in rules.group_members(address.removeprefix(policy.GROUP)))
-    create_for_users(payload, list(users))
+    users = Recipients().of(addresses)
+    create_for_users(payload, users)
     return [f"{policy.USER}{user}" for user in users]
 
 
+class Recipients:
+    """Whom addresses mean, as the policy says now; each address is asked for once."""
+
+    def __init__(self) -> None:
+        self._rules = policy.current()
+        self._known: dict[str, list[Any]] = {}
+
+    def of(self, addresses: list[str]) -> list[Any]:
+        """Return the primary keys of the users, each once."""
+        return list(dict.fromkeys(user for address in addresses for user in self._users(address)))
+
+    def _users(self, address: str) -> list[Any]:
+        if address not in self._known:
+            self._known[address] = [user.pk for user in self._ask(address)]
+        return self._known[address]
+
+    def _ask(self, address: str) -> Iterable[Any]:
+        if address.startswith(policy.GROUP):
+            return self._rules.group_members(address.removeprefix(policy.GROUP))
+        user = self._rules.find_user(address.removeprefix(policy.USER))
+        return () if user is None else (user,)
+
+
+def delivery_of(payload: Payload, user: Any) -> Transfer:
+    """Return a new row, not saved: the delivery of a payload to a user (a primary key)."""
+    row = Transfer(
+        direction=Direction.DELIVERY,
+        payload=payload,
+        user_id=user,
+        progressed_at=timezone.now(),
+        expires_at=payload.expires_at,
+    )
+    row.key = row.id
+    return row
+
+
 def create_for_users(payload: Payload, users: list[Any]) -> None:
-    now = timezone.now()
-    rows = []
-    for user in users:
-        row = Transfer(
-            direction=Direction.DELIVERY,
-            payload=payload,
-            user_id=user,
-            progressed_at=now,
-            expires_at=payload.expires_at,
-        )
-        row.key = row.id
-        rows.append(row)
-    Transfer.objects.bulk_create(rows, ignore_conflicts=True)
+    """Make the deliveries of a payload to users; those who have one keep it."""
+    Transfer.objects.bulk_create([delivery_of(payload, user) for user in users], ignore_conflicts=True)

@@ -6,8 +6,8 @@ Every function runs in a thread and talks to the database.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from delivery.models import (
     ClientPosition,
     ClientState,
     Direction,
+    Payload,
     PayloadState,
     Transfer,
     TransferState,
@@ -48,6 +49,19 @@ class Waiting:
     inline: bytes | None
     first: bool
 
+    def packed(self) -> dict[str, Any]:
+        """Return it as a control event carries it."""
+        expires = None if self.expires is None else self.expires.isoformat()
+        return asdict(self) | {"transfer": self.transfer.hex, "payload": self.payload.hex, "expires": expires}
+
+    @classmethod
+    def unpacked(cls, event: Mapping[str, Any]) -> Waiting:
+        """Read what `packed` returned, maybe in a process of another version: what this one does not know is ignored."""
+        known = {name: event[name] for name in cls.__dataclass_fields__}
+        expires = known["expires"]
+        known["expires"] = None if expires is None else datetime.datetime.fromisoformat(expires)
+        return cls(**known | {"transfer": UUID(event["transfer"]), "payload": UUID(event["payload"])})
+
 
 def waiting(user: Any, client: str, *, known: Collection[UUID], most: int) -> list[Waiting]:
     """Return what is to be offered to a client of `user`, oldest first.
@@ -68,16 +82,16 @@ def waiting(user: Any, client: str, *, known: Collection[UUID], most: int) -> li
         .select_related("payload")
         .order_by("created_at", "pk")[:most]
     )
-    return [_waiting(row, first=not row.begun) for row in rows]
+    return [waiting_for(row, row.payload, first=not row.begun) for row in rows]
 
 
-def _waiting(row: Any, *, first: bool) -> Waiting:
-    payload = row.payload
+def waiting_for(row: Transfer, payload: Payload, *, first: bool = True) -> Waiting:
+    """Return the delivery `row` of a complete payload as something to offer."""
     return Waiting(
         transfer=row.id,
         payload=payload.id,
         name=payload.name,
-        size=payload.size,
+        size=payload.size or 0,
         sha256=payload.sha256,
         content_type=payload.content_type,
         meta=payload.meta,
@@ -168,25 +182,52 @@ def detach(transfer: UUID, client: str, channel: str, *, close_code: int | None)
         events.note("detached", transfer=transfer, code=close_code)
 
 
-def finish(transfer: UUID, client: str) -> None:
-    """Note that a client has all of it. The first one of a user serves the user."""
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A client has all `size` bytes of a delivery."""
+
+    transfer: UUID
+    client: str
+    size: int
+
+
+def finish(batch: Sequence[Received]) -> list[None]:
+    """Note which clients have all of which deliveries, in one transaction. The first one of a user serves the user."""
     now = timezone.now()
     with transaction.atomic():
-        row = Transfer.objects.select_for_update(of=("self",)).select_related("payload").filter(pk=transfer).first()
-        if row is None:
-            return
-        size = row.payload.size or 0
-        ClientPosition.objects.update_or_create(
-            transfer=row,
-            client=client,
-            defaults={"state": ClientState.DONE, "position": size, "updated_at": now, "channel": ""},
+        keys = {one.transfer for one in batch}
+        rows = Transfer.objects.select_for_update(of=("self",)).filter(pk__in=keys).in_bulk()
+        ClientPosition.objects.bulk_create(
+            [
+                ClientPosition(
+                    transfer_id=one.transfer,
+                    client=one.client,
+                    state=ClientState.DONE,
+                    position=one.size,
+                    updated_at=now,
+                )
+                for one in batch
+                if one.transfer in rows
+            ],
+            update_conflicts=True,
+            unique_fields=["transfer", "client"],
+            update_fields=["state", "position", "updated_at", "channel"],
         )
-        if row.state == TransferState.LIVE:
-            row.state, row.ended_at, row.position, row.waiting_for = TransferState.DONE, now, size, ""
-            row.progressed_at = now
-            row.save(update_fields=["state", "ended_at", "position", "waiting_for", "progressed_at"])
-            notices.add("payload_delivered", row.payload, row)
-            events.note("delivered", payload=row.payload_id, transfer=transfer)
+        for one in batch:
+            if one.transfer in rows and rows[one.transfer].state == TransferState.LIVE:
+                _serve(rows[one.transfer], one.size, now)
+        served = [row for row in rows.values() if row.ended_at == now]
+        Transfer.objects.bulk_update(
+            served, ["state", "ended_at", "position", "waiting_for", "progressed_at"], batch_size=100
+        )
+    return [None] * len(batch)
+
+
+def _serve(row: Transfer, size: int, now: datetime.datetime) -> None:
+    row.state, row.ended_at, row.position, row.waiting_for = TransferState.DONE, now, size, ""
+    row.progressed_at = now
+    notices.add("payload_delivered", row.payload, row)
+    events.note("delivered", payload=row.payload_id, transfer=row.pk)
 
 
 def decline(transfer: UUID, client: str) -> None:

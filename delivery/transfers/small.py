@@ -1,0 +1,184 @@
+"""Small uploads that come whole with their offer: many of them in one transaction, each with a handful of rows.
+
+What is not plainly new and allowed (a transfer that exists, a digest that differs, a quota at its edge) is left to
+`uploads`, which takes each by itself and knows every case. Runs in a thread.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from delivery import conf, notify, policy
+from delivery.errors import Refused
+from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.protocol.messages import UploadOffer
+from delivery.transfers import completing, deliveries, events, names, notices, quotas
+from delivery.transfers.holders import Holder
+from delivery.transfers.uploads import Finished
+
+RIDE_BYTES = 16 * 1024  # up to here the bytes ride on the wake-up
+
+
+@dataclass(frozen=True, slots=True)
+class SmallOffer:
+    """An offer with all of its bytes. `expected`: the digests that the sender gave."""
+
+    user: Any
+    holder: Holder
+    offer: UploadOffer
+    data: bytes
+    expected: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Row:
+    """What becomes of one offer."""
+
+    payload: Payload
+    transfer: Transfer
+    addresses: list[str]
+
+
+def take(batch: Sequence[SmallOffer]) -> list[Finished | None]:
+    """Store and complete all offers of a batch in one transaction.
+
+    Returns for each the finished payload, or None where it is to go the long way.
+    """
+    try:
+        with transaction.atomic():
+            rows = _rows(batch)
+            _insert([row for row in rows if row is not None])
+    except IntegrityError:  # an offer of the same transfer came by another process in this moment
+        return [None] * len(batch)
+    return [
+        None if row is None else Finished(row.payload.pk, row.payload.size or 0, row.payload.sha256) for row in rows
+    ]
+
+
+def _rows(batch: Sequence[SmallOffer]) -> list[_Row | None]:
+    keys = [UUID(one.offer.transfer) for one in batch]
+    taken = Transfer.objects.filter(direction=Direction.UPLOAD, key__in=keys, user__in={one.user.pk for one in batch})
+    known = set(taken.values_list("user_id", "key"))
+    book = _AddressBook(policy.current())
+    rows: list[_Row | None] = []
+    for one, key in zip(batch, keys, strict=True):
+        fresh = (one.user.pk, key) not in known
+        known.add((one.user.pk, key))
+        rows.append(_row(one, key, book) if fresh else None)
+    return _within_quota(batch, rows, book.rules)
+
+
+def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
+    digest = hashlib.sha256(one.data).hexdigest()
+    addresses = book.addresses(one.user, one.offer.to)
+    if addresses is None or one.expected - {digest} or len(one.data) > book.rules.max_payload(one.user):
+        return None
+    now = timezone.now()
+    payload = Payload(
+        id=uuid4(),
+        owner=one.user,
+        name=names.clean(one.offer.name),
+        content_type=names.clean_type(one.offer.content_type),
+        meta=dict(one.offer.meta),
+        size=len(one.data),
+        reserved=len(one.data),
+        sha256=digest,
+        expected_sha256=digest if one.expected else "",
+        state=PayloadState.COMPLETE,
+        inline=one.data,
+        keep=not addresses,
+        completed_at=now,
+        expires_at=now + datetime.timedelta(seconds=conf.current().payload_expiry) if addresses else None,
+    )
+    transfer = Transfer(
+        direction=Direction.UPLOAD,
+        payload=payload,
+        user=one.user,
+        key=key,
+        state=TransferState.DONE,
+        lease=1,
+        position=len(one.data),
+        session=one.holder.session,
+        session_order=one.holder.order,
+        progressed_at=now,
+        ended_at=now,
+    )
+    return _Row(payload, transfer, addresses)
+
+
+class _AddressBook:
+    """What the policy says of addresses, asked once a batch."""
+
+    def __init__(self, rules: policy.DefaultPolicy) -> None:
+        self.rules = rules
+        self._canonical: dict[tuple[str, ...], list[str] | None] = {}
+        self._allowed: dict[tuple[Any, tuple[str, ...]], bool] = {}
+
+    def addresses(self, user: Any, to: tuple[str, ...]) -> list[str] | None:
+        """Return the canonical addresses, None where `user` may not send to them."""
+        if to not in self._canonical:
+            self._canonical[to] = names.canonical(self.rules, to)
+        found = self._canonical[to]
+        if found is None:
+            return None
+        if (user.pk, to) not in self._allowed:
+            self._allowed[user.pk, to] = self.rules.may_send(user, found)
+        return found if self._allowed[user.pk, to] else None
+
+
+def _within_quota(
+    batch: Sequence[SmallOffer], rows: list[_Row | None], rules: policy.DefaultPolicy
+) -> list[_Row | None]:
+    """Charge each user with all that they send in this batch; who is at the edge goes the long way."""
+    wanted: dict[Any, int] = defaultdict(int)
+    users = {}
+    for one, row in zip(batch, rows, strict=True):
+        if row is not None:
+            wanted[one.user.pk] += len(one.data)
+            users[one.user.pk] = one.user
+    over = set()
+    for pk, size in wanted.items():
+        try:
+            quotas.reserve(users[pk], rules.quota(users[pk]), size, live=False)
+        except Refused:
+            over.add(pk)
+    return [None if one.user.pk in over else row for one, row in zip(batch, rows, strict=True)]
+
+
+def _insert(rows: list[_Row]) -> None:
+    if not rows:
+        return
+    Payload.objects.bulk_create([row.payload for row in rows])
+    addresses = [Address(payload=row.payload, address=address) for row in rows for address in row.addresses]
+    Address.objects.bulk_create(addresses)
+    recipients = completing.Recipients()
+    made = [
+        (row.payload, completing.delivery_of(row.payload, user))
+        for row in rows
+        for user in recipients.of(row.addresses)
+    ]
+    Transfer.objects.bulk_create([*(row.transfer for row in rows), *(delivery for _, delivery in made)])
+    groups = {address for row in rows for address in row.addresses if address.startswith(policy.GROUP)}
+    for row in rows:
+        notices.add("payload_stored", row.payload)
+        events.note("complete", payload=row.payload.pk, transfer=row.transfer.pk, size=row.payload.size)
+    transaction.on_commit(lambda: _tell(made, groups))
+
+
+def _tell(made: list[tuple[Payload, Transfer]], groups: set[str]) -> None:
+    for payload, delivery in made:
+        address = f"{policy.USER}{delivery.user_id}"
+        rides = (payload.size or 0) <= RIDE_BYTES
+        detail = {"offer": deliveries.waiting_for(delivery, payload).packed()} if rides else {}
+        notify.tell_group(address, "waiting", address=address, **detail)
+    for address in groups:  # who has subscribed without being a member
+        notify.tell_group(address, "waiting", address=address)
