@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import kombu.pools
 import redis
 from celery import current_app
 from channels.layers import channel_layers
@@ -251,7 +252,7 @@ def _broker_of(stack: Stack) -> Iterator[None]:
 
 
 def _use_broker(url: str) -> None:
-    current_app.pool.force_close_all()
+    kombu.pools.reset()
     current_app._pool = None
     current_app.amqp._producer_pool = None
     current_app.conf.broker_url = current_app.conf.broker_write_url = url
