@@ -10,6 +10,7 @@ import datetime
 import logging
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.utils import timezone
 
@@ -61,7 +62,9 @@ def announce_due(limit: int = 100) -> None:
 def _handlers(signal: str) -> list[tuple[str, Any]]:
     """Return the handlers of a signal, each with a name that is the same in every process."""
     sync, asynchronous = BY_NAME[signal]._live_receivers(Payload)
-    return [(f"{handler.__module__}.{handler.__qualname__}", handler) for handler in (*sync, *asynchronous)]
+    # An asynchronous one runs here too: its ORM work in this very thread, and so in this transaction.
+    runnable = [*((handler, handler) for handler in sync), *((one, async_to_sync(one)) for one in asynchronous)]
+    return [(f"{handler.__module__}.{handler.__qualname__}", run) for handler, run in runnable]
 
 
 def _handle(pk: int, name: str, handler: Any) -> bool:
