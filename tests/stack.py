@@ -196,8 +196,15 @@ def _named_person(username: str) -> Person:
 @contextlib.contextmanager
 def site_of(stack: Stack) -> Iterator[Site]:
     """Have this process's Django work on the stack's state. Nothing that was open before is used meanwhile."""
-    with _settings_of(stack), _database_of(stack), _broker_of(stack):
+    with services_of(stack), _database_of(stack):
         yield Site(stack)
+
+
+@contextlib.contextmanager
+def services_of(stack: Stack) -> Iterator[None]:
+    """Use the stack's Redis, broker and Storage, but a database of the test's own, of which no worker knows."""
+    with _settings_of(stack), _broker_of(stack):
+        yield
 
 
 @contextlib.contextmanager
