@@ -39,7 +39,8 @@ def get_in_one_process(url: str, count: int) -> float:
     began = time.monotonic()
     urls = [word for number in range(count) for word in ("--output", "/dev/null", f"{url}?{number}")]
     command = [program("curl"), *_quiet(), "--parallel", "--parallel-immediate", "--parallel-max", str(count), *urls]
-    subprocess.run(command, check=True, timeout=SECONDS)
+    # It draws its progress, whatever it is told.
+    subprocess.run(command, check=True, timeout=SECONDS, stderr=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
