@@ -193,10 +193,10 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
 
 
 def _done_early(session: Session, receiver: Receiver, finished: Finished) -> None:
-    """Answer an offer of what is complete already, maybe by its own early data."""
-    if receiver.finish is not None:
-        now = time.monotonic()
-        session.connection.accept(receiver, stored=finished.size, terms=session.terms(), now=now)
+    """Answer an offer of what is complete already; by its own early data, it is accepted first."""
+    if finished.fresh:
+        session.connection.accept(receiver, stored=0, terms=session.terms(), now=time.monotonic())
+        receiver.on_stored(receiver.received)
     _done(session, receiver, finished)
 
 

@@ -140,6 +140,8 @@ def take(transfer: UUID, holder: Holder, position: int) -> str:
         mine, created = ClientPosition.objects.get_or_create(
             transfer=row, client=holder.client, defaults={"updated_at": now}
         )
+        if mine.state == ClientState.DECLINED:  # its abort was faster through the threads than its accept
+            raise Refused("cancelled")
         if mine.channel not in ("", holder.channel) and mine.session_order > holder.order:
             raise Refused("taken_over")
         displaced = mine.channel if mine.channel != holder.channel else ""

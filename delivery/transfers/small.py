@@ -59,9 +59,11 @@ def take(batch: Sequence[SmallOffer]) -> list[Finished | None]:
             _insert([row for row in rows if row is not None])
     except IntegrityError:  # an offer of the same transfer came by another process in this moment
         return [None] * len(batch)
-    return [
-        None if row is None else Finished(row.payload.pk, row.payload.size or 0, row.payload.sha256) for row in rows
-    ]
+    return [None if row is None else _finished(row.payload) for row in rows]
+
+
+def _finished(payload: Payload) -> Finished:
+    return Finished(payload.pk, payload.size or 0, payload.sha256, fresh=True)
 
 
 def _rows(batch: Sequence[SmallOffer]) -> list[_Row | None]:

@@ -43,11 +43,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An upload that is complete."""
+    """An upload that is complete. `fresh`: by what came with this very offer."""
 
     payload: UUID
     size: int
     sha256: str
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
