@@ -9,12 +9,14 @@ client       what a program holds: `connect`, `Client`
 link         one WebSocket connection that drives the protocol core
 uploads      one outgoing payload, across connections; `sources`: where its bytes come from; `feed`: reading ahead
 deliveries   one incoming payload, across connections; `sinks`, `store`: where its bytes go; `intake`: writing
+large        messages of a site's own socket that are too large for it
 ceiling      the largest chunk that a URL took, remembered for a day
 """
 
 from delivery.client.client import Client, connect
 from delivery.client.deliveries import Incoming
+from delivery.client.large import LargeMessages
 from delivery.client.statistics import Statistics
 from delivery.client.uploads import Progress, Receipt, Upload
 
-__all__ = ["Client", "Incoming", "Progress", "Receipt", "Statistics", "Upload", "connect"]
+__all__ = ["Client", "Incoming", "LargeMessages", "Progress", "Receipt", "Statistics", "Upload", "connect"]

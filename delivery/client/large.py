@@ -1,54 +1,152 @@
-"""The client's side of large messages on a site's own sockets (PROTOCOL section 8).
+"""Large messages on a site's own socket, which carries only a pointer to each (PROTOCOL section 8).
 
-Such a socket keeps its own protocol. A message that is too large for it goes as a payload beside it, over a `Client`, and
-the socket carries a pointer. `pack` makes the text to send there, `unpack` the content of a text that came from there.
+The socket stays the program's; the bytes go over a client of their own. The counterpart of `LargeMessageMixin`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from types import TracebackType
+from typing import Any, Self
 
-from delivery.errors import UsageError
-
-if TYPE_CHECKING:
-    from delivery.client.client import Client
+from delivery.client.client import Client
+from delivery.client.deliveries import READ_LIMIT_BYTES, Incoming
+from delivery.errors import DeliveryError, UsageError
+from delivery.protocol.limits import MAX_UNANSWERED_OFFERS
 
 POINTER = "delivery.large"
+INLINE_BYTES = 65_536
 JSON_TYPE = "application/json"
-LIMIT_BYTES = 65_536
-READ_LIMIT_BYTES = 67_108_864
+TEXT_TYPE = "text/plain; charset=utf-8"
+BINARY_TYPE = "application/octet-stream"
 
 
-async def pack(client: Client, content: Any, *, limit: int = LIMIT_BYTES) -> str:
-    """Return the text message that stands for JSON `content`; bytes or more than `limit` bytes of JSON are sent first.
+class LargeMessages:
+    """Packs and unpacks the messages of a site's own socket. For `async with`, inside that of its client.
 
-    `limit`: the largest message in bytes that the site's socket takes. Raises as `Client.send` does.
+    `client`: one for these messages alone, connected with `receive=True`: what nobody has a pointer to is declined
+    when it stands in the way. `limit`: the largest message in bytes that the socket carries itself, the site's
+    `large_limit`. `max_size`: the largest to unpack, bytes.
     """
+
+    def __init__(self, client: Client, *, limit: int = INLINE_BYTES, max_size: int = READ_LIMIT_BYTES) -> None:
+        self._client = client
+        self._limit = limit
+        self._max_size = max_size
+        self._wanted: dict[str, asyncio.Future[Incoming]] = {}  # by payload: a pointer came, no offer yet
+        self._held: dict[str, Incoming] = {}  # by payload: an offer came, no pointer yet; oldest first
+        self._task: asyncio.Task[None] | None = None
+        self._error: DeliveryError | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._collect())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._fail(UsageError("the large messages were closed"))
+
+    async def pack(self, content: Any) -> str | bytes:
+        """Return what to send on the socket: the message itself, or a pointer once a large one is stored.
+
+        `content`: bytes, `str` (text as it is), or anything that goes into JSON. Raises what `client.send` raises.
+        """
+        message, content_type = _encoded(content)
+        data = message if isinstance(message, bytes) else message.encode()
+        if len(data) <= self._limit:
+            return message
+        receipt = await self._client.send(data, name="", content_type=content_type)
+        pointer = {
+            "type": POINTER,
+            "payload": receipt.payload,
+            "size": receipt.size,
+            "content_type": content_type,
+        }
+        return json.dumps(pointer)
+
+    async def unpack(self, message: str | bytes) -> str | bytes:
+        """Return the message that `message`, as it came on the socket, stands for: itself, or the large one.
+
+        Waits for the bytes for as long as it takes: bound it with `asyncio.timeout`, which leaves them with the server.
+        Raises `UsageError` where it is larger than `max_size`, `TransferAborted` where it has ended, `IntegrityError`,
+        `ConnectionStopped`.
+        """
+        pointer = _pointer(message)
+        if pointer is None:
+            return message
+        incoming = await self._incoming(str(pointer.get("payload")))
+        data = await incoming.read(self._max_size)
+        return data if incoming.content_type == BINARY_TYPE else data.decode()
+
+    async def _incoming(self, payload: str) -> Incoming:
+        """Return the delivery of a payload as soon as it is offered."""
+        if self._task is None:
+            raise UsageError("large messages are for `async with`")
+        if self._error is not None:
+            raise self._error
+        if (incoming := self._held.pop(payload, None)) is not None:
+            return incoming
+        wanted = self._wanted.setdefault(payload, asyncio.get_running_loop().create_future())
+        self._make_room()
+        try:
+            return await asyncio.shield(wanted)
+        except asyncio.CancelledError:
+            if wanted.done() and not wanted.exception():
+                self._held[payload] = wanted.result()  # for who asks next
+            raise
+        finally:
+            self._wanted.pop(payload, None)
+
+    async def _collect(self) -> None:
+        """Sort what is offered: to whoever waits for it, else kept until its pointer comes."""
+        try:
+            async for incoming in self._client.deliveries():
+                wanted = self._wanted.pop(incoming.payload, None)
+                if wanted is not None and not wanted.done():
+                    wanted.set_result(incoming)
+                else:
+                    self._held[incoming.payload] = incoming
+                    self._make_room()
+        except DeliveryError as error:
+            self._fail(error)
+        else:
+            self._fail(UsageError("the client was closed"))
+
+    def _make_room(self) -> None:
+        """Decline the oldest of what nobody has asked for, where the server offers nothing more before an answer."""
+        for payload, incoming in list(self._held.items()):
+            if incoming.done:  # expired, or cancelled
+                del self._held[payload]
+        while self._wanted and len(self._held) >= MAX_UNANSWERED_OFFERS:
+            self._held.pop(next(iter(self._held))).decline()
+
+    def _fail(self, error: DeliveryError) -> None:
+        self._error = self._error or error
+        for wanted in self._wanted.values():
+            if not wanted.done():
+                wanted.set_exception(error)
+        self._held.clear()
+
+
+def _encoded(content: Any) -> tuple[str | bytes, str]:
     if isinstance(content, bytes | bytearray | memoryview):
-        kind, data = "application/octet-stream", bytes(content)
-    else:
-        kind, data = JSON_TYPE, json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
-        if len(data) <= limit:
-            return data.decode()
-    receipt = await client.send(data, name="", content_type=kind)
-    return json.dumps({"type": POINTER, "payload": receipt.payload, "size": receipt.size, "content_type": kind})
+        return bytes(content), BINARY_TYPE
+    if isinstance(content, str):
+        return content, TEXT_TYPE
+    return json.dumps(content), JSON_TYPE
 
 
-async def unpack(client: Client, text: str, *, limit: int = READ_LIMIT_BYTES) -> Any:
-    """Return the content of a text message: JSON as it is, or what it points to, JSON decoded and else as bytes.
-
-    `client` must be connected with `receive=True`. Waits for the payload for as long as the client lives. Raises
-    `UsageError` for a pointer to more than `limit` bytes, and as `Incoming.read` does.
-    """
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.get("type") != POINTER:
-        return content
+def _pointer(message: str | bytes) -> dict[str, Any] | None:
+    """Return the message if it is a pointer."""
+    if isinstance(message, bytes) or POINTER not in message:
+        return None
     try:
-        payload = str(UUID(content["payload"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UsageError("a delivery.large message without the id of a payload") from None
-    incoming = await client.expect(payload)
-    data = await incoming.read(limit)
-    return json.loads(data) if incoming.content_type == JSON_TYPE else data
+        found = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.get("type") == POINTER else None
