@@ -32,7 +32,7 @@ test: lint ## check style and types, then run every test on real parts
 	$(BIN)/python -m pytest
 
 demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
-	@$(BIN)/python -m demo $(FILE)
+	@$(BIN)/python -m demo $(if $(FILE),"$(FILE)")
 
 bench: $(STAMP) ## measure against nginx, tus and others (ONLY=part of a row's name, QUICK=1)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)

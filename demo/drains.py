@@ -21,7 +21,7 @@ GOING_AWAY = 1001
 #: PROTOCOL section 3: what may be sent and not acked, and so what goes again at most.
 WINDOW_BYTES = 16_777_216
 #: How long after SIGTERM the 1001 may come: telling, flushing, and what a slow network still holds before our answer.
-NOTICED_SECONDS = 6.0
+NOTICED_SECONDS = 9.0
 POLL_SECONDS = 0.05
 
 
