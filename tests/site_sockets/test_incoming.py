@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import uuid
@@ -12,26 +11,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from delivery.client import LargeMessages, connect
+from tests.site_sockets.hearing import close_of, hear, json_of
 from tests.site_sockets.settings import PLAIN_MAX_MESSAGE_BYTES
 
 INLINE = 65_536
 MB40 = 40_000_000
-
-
-def json_of(size: int) -> str:
-    """Return a JSON object of exactly `size` bytes."""
-    return json.dumps({"text": ""})[:-2] + "y" * (size - 12) + '"}'
-
-
-async def hear(socket: Any, seconds: float = 20.0) -> Any:
-    async with asyncio.timeout(seconds):
-        return json.loads(await socket.recv())
-
-
-async def close_of(socket: Any, seconds: float = 20.0) -> tuple[int | None, str | None]:
-    async with asyncio.timeout(seconds):
-        await socket.wait_closed()
-    return socket.close_code, socket.close_reason
 
 
 async def test_a_message_at_the_limit_is_handed_on_as_it_is(open_own, alice):
