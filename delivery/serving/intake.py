@@ -77,6 +77,7 @@ class Intake:
         self._woken = asyncio.Event()
         self._drained = asyncio.Event()
         self._lost = False
+        self._rewinding = False
         self._superseded = False
         self._ended: str | None = None
         self._finished: Finished | None = None
@@ -259,10 +260,13 @@ class Intake:
     async def _rewind(self) -> None:
         """Chunks are gone: fence what is in flight, and have the sender go back."""
         self._lost = False
+        self._rewinding = True  # a wake-up may tell of our own new lease before the query returns it
         try:
             lease, position = await self._process.db(uploads.rewind, self.opened.transfer, self.lease)
         except StaleLease:
             raise TransferAborted("taken_over", final=False) from None
+        finally:
+            self._rewinding = False
         seq = self._seq_of(position)
         self._pending.clear()
         self._pending_bytes = 0
@@ -323,6 +327,8 @@ class Intake:
         self._woken.set()
 
     def _moved(self, lease: int, position: int) -> None:
+        if self._rewinding:
+            return
         if lease > self.lease:
             self._superseded = True
         elif lease == self.lease and not self._lost:
