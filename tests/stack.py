@@ -68,6 +68,12 @@ class Stack(LiveStack):
         folder = self.payload_folder / str(uuid.UUID(str(payload)))
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
+    def has_buffered(self, payload: object) -> bool:
+        """Return whether chunks of a payload are in Redis."""
+        pattern = f"{LAYOUT_PREFIX}*:c:{uuid.UUID(str(payload)).hex}:*"
+        with contextlib.closing(self.redis()) as client:
+            return any(client.scan_iter(pattern, count=1000))
+
     def kill(self, kind: str) -> None:
         """SIGKILL the only part of a kind, and wait until another one is there."""
         (pid,) = self.pids()[kind]
@@ -151,6 +157,13 @@ class Site:
         from delivery.models import Transfer
 
         return await self.run(Transfer.objects.select_related("payload").get, key=key, direction="upload")
+
+    async def let_go(self, key: object) -> None:
+        """Wait until no connection holds the upload that a client calls `key`: what it had taken in is stored."""
+        from delivery.models import Transfer
+
+        rows = Transfer.objects.filter(key=key, direction="upload")
+        await self.until(lambda: rows.get().channel == "", what="upload without a holder")
 
     async def content(self, pk: object) -> bytes:
         """Return the stored bytes of a complete payload."""

@@ -7,7 +7,7 @@ import asyncio
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK
 from tests.quick_settings import HEARTBEAT_SECONDS
-from tests.stack import Person, WebProcess
+from tests.stack import Person, Site, WebProcess
 
 
 def now() -> float:
@@ -55,12 +55,15 @@ async def test_a_silent_peer_is_dropped(connect: Connect, quick: WebProcess, ali
     assert 2 * HEARTBEAT_SECONDS < now() - began < 5 * HEARTBEAT_SECONDS
 
 
-async def test_transfers_of_a_silent_peer_can_be_resumed(connect: Connect, quick: WebProcess, alice: Person) -> None:
+async def test_transfers_of_a_silent_peer_can_be_resumed(
+    connect: Connect, quick: WebProcess, alice: Person, site: Site
+) -> None:
     silent = await connect(alice, url=quick.ws_url, answers=False)
     handle, transfer = await silent.offer(size=2 * CHUNK, chunk_size=65_536)
     await silent.hear("accept")
     await silent.chunk(handle, 0, bytes(65_536))
     await silent.closes()
+    await site.let_go(transfer)
     peer = await connect(alice)
     await peer.offer(transfer=transfer, size=2 * CHUNK, chunk_size=65_536)
     assert (await peer.hear("accept"))["seq"] == 1

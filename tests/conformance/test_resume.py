@@ -67,6 +67,7 @@ async def test_seq_is_rescaled_exactly(
         await first.chunk(handle, number, DATA[number * SIZE : (number + 1) * SIZE])
     await first.settle()
     await first.socket.close()
+    await site.let_go(transfer)
     second = await connect(alice)
     await second.offer(transfer=transfer, size=len(DATA), chunk_size=offered)
     accept = await second.hear("accept")
@@ -76,7 +77,7 @@ async def test_seq_is_rescaled_exactly(
     assert await site.content(done["payload"]) == DATA
 
 
-async def test_what_was_taken_in_but_not_acked_is_kept(connect: Connect, alice: Person) -> None:
+async def test_what_was_taken_in_but_not_acked_is_kept(connect: Connect, alice: Person, site: Site) -> None:
     first = await connect(alice)
     handle, transfer = await first.offer(size=len(DATA), chunk_size=SIZE)
     await first.hear("accept")
@@ -84,6 +85,7 @@ async def test_what_was_taken_in_but_not_acked_is_kept(connect: Connect, alice: 
         await first.chunk(handle, seq, DATA[seq * SIZE : (seq + 1) * SIZE])
     await first.settle()
     await first.cut()
+    await site.let_go(transfer)
     second = await connect(alice)
     await second.offer(transfer=transfer, size=len(DATA), chunk_size=SIZE)
     assert (await second.hear("accept"))["seq"] == 5
@@ -134,6 +136,7 @@ async def test_an_inline_payload_resumes(connect: Connect, alice: Person, site: 
     await first.chunk(handle, 1, data[4_096:8_192])
     await first.settle()
     await first.cut()
+    await site.let_go(transfer)
     second = await connect(alice)
     await second.offer(transfer=transfer, size=len(data), chunk_size=4_096)
     accept = await second.hear("accept")
