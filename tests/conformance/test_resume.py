@@ -248,3 +248,29 @@ async def test_transfer_ids_do_not_mind_their_case(connect: Connect, alice: Pers
     await second.offer(transfer=transfer.upper(), size=len(DATA), chunk_size=SIZE)
     accept = await second.hear("accept")
     assert (accept["seq"], accept["transfer"]) == (2, transfer.upper())
+
+
+@pytest.mark.parametrize("members", [{}, {"size": len(DATA) + 1}], ids=["older connection", "mismatch"])
+async def test_a_rejected_offer_does_not_disturb_who_holds_the_transfer(
+    connect: Connect, site: Site, alice: Person, members: dict[str, object]
+) -> None:
+    url = site.stack.ws_url  # here a chunk waits for others before it is stored
+    older, newer = [await connect(alice, client="c", url=url) for _ in range(2)]
+    rejected = await connect(alice, client="d", url=url) if members else older
+    handle, transfer = await newer.offer(size=len(DATA), chunk_size=SIZE)
+    accept = await newer.hear("accept")
+    await newer.chunk(handle, 0, DATA[:SIZE])
+    row = await site.upload_row(transfer)
+    await site.until(lambda: site.stack.has_buffered(row.payload_id), what="buffered chunk")
+    await rejected.offer(**{"transfer": transfer, "size": len(DATA), "chunk_size": SIZE} | members)
+    await rejected.hear("reject")
+    await newer.send_from(DATA, accept | {"seq": 1})
+    done = await newer.hear("done", handle=handle)
+    assert await site.content(done["payload"]) == DATA
+
+
+async def test_a_size_below_what_is_stored_is_a_mismatch(connect: Connect, alice: Person) -> None:
+    peer = await connect(alice)
+    _, transfer = await part_stored(peer, 4, size=None)
+    await peer.offer(transfer=transfer, size=4 * SIZE - 1, chunk_size=SIZE)
+    assert (await peer.hear("reject"))["code"] == "mismatch"
