@@ -1,0 +1,16 @@
+"""Faults: the promises of DESIGN section 4, shown by breaking things while real transfers run.
+
+`python -m faults [--trials N] [--only CELL] [--seed S]` starts the shipped stack, and for every cell runs N trials: real
+uploads and deliveries, one fault at a random moment that the seed decides, then the fault is healed and everything has
+to end well. The last line of the table is `N trials, 0 failed`; a failing trial prints its seed and how to replay it.
+
+    stack.py      `manage.py up` in a directory of its own: its processes, killed and waited for
+    site.py       the site's rows and Storage, asked in this process
+    network.py    the TCP connections between one client and the server: cut, slowed, stopped, sliced
+    people.py     senders and recipients on the supplied client
+    commands.py   the same as processes of the command line, which can be killed
+    trial.py      one trial: who moves what, when the fault comes, what must hold at the end
+    measures.py   memory of the stack
+    runner.py     all trials of all cells, and the table
+    cells/        the faults, by what they hit
+"""

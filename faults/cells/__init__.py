@@ -1,0 +1,56 @@
+"""The cells: each a fault, with what it may do. A body gets a trial and breaks something while others move."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from faults.trial import Trial
+
+MODULES = ("clients", "network", "web", "worker", "buffer", "storage", "database", "clock", "crowd")
+Body = Callable[[Trial], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault. `orphans`: files without rows may be left to the sweep. Times in seconds.
+
+    `variables` are in the stack's environment; `quick`: one of those that run with the tests.
+    """
+
+    name: str
+    body: Body
+    orphans: bool = False
+    deadline: float = 90.0
+    most_recovery: float = 20.0  # 10 s, and the longest backoff of the clients
+    variables: Mapping[str, str] = field(default_factory=dict)
+    quick: bool = False
+
+
+_cells: dict[str, Cell] = {}
+
+
+def cell(
+    name: str,
+    *,
+    orphans: bool = False,
+    deadline: float = 90.0,
+    most_recovery: float = 20.0,
+    variables: Mapping[str, str] | None = None,
+    quick: bool = False,
+) -> Callable[[Body], Body]:
+    """Make a function a cell."""
+
+    def add(body: Body) -> Body:
+        _cells[name] = Cell(name, body, orphans, deadline, most_recovery, variables or {}, quick)
+        return body
+
+    return add
+
+
+def all_cells() -> list[Cell]:
+    """Return every cell, in the order of the issue."""
+    for module in MODULES:
+        importlib.import_module(f"faults.cells.{module}")
+    return list(_cells.values())

@@ -1,0 +1,89 @@
+"""Redis: killed, emptied, paused, full, evicting."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from faults.cells import cell
+from faults.stack import send
+from faults.trial import Trial
+
+
+@cell("redis: SIGKILL, back empty", orphans=True, quick=True)
+async def killed(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    pid = trial.stack.pid("redis")
+    trial.broken()
+    send(pid, signal.SIGKILL)
+    await trial.stack.replaced("redis", pid)
+    trial.healed()
+
+
+@cell("redis: FLUSHALL", quick=True)
+async def flushed(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    trial.broken()
+    with trial.stack.redis() as client:
+        client.flushall()
+    trial.healed()
+
+
+@cell("redis: FLUSHALL ten times")
+async def flushed_often(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment("upload", "before")
+    trial.broken()
+    with trial.stack.redis() as client:
+        for _ in range(10):
+            client.flushall()
+            await asyncio.sleep(0.4 * trial.random.random())
+    trial.healed()
+
+
+@cell("redis: CLIENT PAUSE 5 s")
+async def paused(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    trial.broken()
+    with trial.stack.redis() as client:
+        client.execute_command("CLIENT", "PAUSE", "5000", "ALL")
+    await asyncio.sleep(5)
+    trial.healed()
+
+
+@cell("redis: out of memory for 4 s")
+async def full(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    with trial.stack.redis() as client:
+        before = client.config_get("maxmemory", "maxmemory-policy")
+        used = client.info("memory")["used_memory"]
+        trial.broken()
+        try:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", used)
+            await asyncio.sleep(4)
+        finally:
+            for name, value in before.items():
+                client.config_set(name, value)
+    trial.healed()
+
+
+@cell("redis: chunks and blocks evicted", quick=True)
+async def evicted(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment("upload", "before", "big")
+    trial.broken()
+    gone = 0
+    for _ in range(20):
+        keys = [key for pattern in ("delivery:1:c:*", "delivery:1:b:*") for key in trial.stack.keys(pattern)]
+        with trial.stack.redis() as client:
+            for key in keys:
+                if trial.random.random() < 0.2:
+                    gone += client.delete(key)
+        await asyncio.sleep(0.03)
+    trial.note(f"{gone} keys deleted")
+    trial.healed()

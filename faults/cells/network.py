@@ -1,0 +1,106 @@
+"""The network between a client and the server: cut, swallowed, sliced, slow, short-lived."""
+
+from __future__ import annotations
+
+import asyncio
+
+from faults.cells import cell
+from faults.network import DOWN, UP
+from faults.people import every
+from faults.trial import MIB, Trial
+
+
+@cell("network: cut", quick=True)
+async def cut(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    trial.broken()
+    for party in trial.parties:
+        if trial.random.random() < 0.7:
+            party.network.cut()
+    trial.healed()
+
+
+@cell("network: cut at a frame's end -1, 0, +1 byte", quick=True)
+async def cut_at_boundary(trial: Trial) -> None:
+    await trial.begin()
+    await trial.moment()
+    trial.broken()
+    for party in trial.parties:
+        direction = trial.random.choice((UP, DOWN))
+        frames, offset = trial.random.randrange(12), trial.random.choice((-1, 0, 1))
+        party.network.cut_at_boundary(direction, frames=frames, offset=offset)
+    trial.healed()
+
+
+@cell("network: cut at every frame of the first 40", deadline=120)
+async def cut_often(trial: Trial) -> None:
+    """Each connection is cut a few frames later than the last one."""
+    await trial.begin(big=24 * MIB)
+    for number in range(10):
+        await asyncio.sleep(0.25)
+        for party in trial.parties:
+            direction = trial.random.choice((UP, DOWN))
+            party.network.cut_at_boundary(direction, frames=number, offset=trial.random.choice((-1, 0, 1)))
+    trial.healed()
+
+
+async def _black_hole(trial: Trial, *directions: str) -> None:
+    """The old connection is stuck, and its client comes back on a new one; then what is stuck arrives after all."""
+    await trial.begin()
+    await trial.moment("upload", "upload", "before")
+    party = trial.sender if trial.upload.moving else trial.recipients[0]
+    trial.broken()
+    stuck = party.network.swallow(*directions)
+    # Whoever waits for 2.5 heartbeats notices; here the client's side is reset alone, so that it comes back at once.
+    await asyncio.sleep(0.3 + trial.random.random())
+    for connection in stuck:
+        connection.to_client.transport.abort()
+    trial.healed()
+    await asyncio.sleep(0.5 + 3 * trial.random.random())
+    for connection in stuck:  # what lay on the way reaches the server now, under the old lease
+        connection.flow.set()
+    await every(trial.moves, seconds=trial.deadline)
+
+
+@cell("network: up swallowed, resumed, then un-blocked", quick=True)
+async def black_hole_up(trial: Trial) -> None:
+    await _black_hole(trial, UP)
+
+
+@cell("network: both ways swallowed, resumed, then un-blocked")
+async def black_hole_both(trial: Trial) -> None:
+    await _black_hole(trial, UP, DOWN)
+
+
+@cell("network: 7-byte slices", deadline=120)
+async def slices(trial: Trial) -> None:
+    await trial.begin(big=1 * MIB + 77, before=1 * MIB)
+    for party in trial.parties:
+        party.network.weather.slice_bytes = 7
+        party.network.weather.rate = 0
+    await trial.moment("upload")
+    trial.sender.network.cut()
+    trial.healed()
+
+
+@cell("network: 8 Mbit/s with 40 ms delay", deadline=120)
+async def slow(trial: Trial) -> None:
+    await trial.begin(big=6 * MIB + 1, before=3 * MIB)
+    for party in trial.parties:
+        party.network.weather.rate = 1e6
+        party.network.weather.delay = 0.04
+    await trial.moment("upload", "before")
+    trial.broken()
+    trial.sender.network.cut()
+    trial.healed()
+
+
+@cell("network: sockets that live 1 s each", deadline=150, most_recovery=25)
+async def short_lives(trial: Trial) -> None:
+    await trial.begin(big=40 * MIB, rate=24e6)
+    for party in trial.parties:
+        party.network.weather.life = 1.0
+        party.network.cut()
+    trial.broken()
+    trial.healed()

@@ -1,0 +1,255 @@
+"""The network between one client and the server: a TCP proxy that a trial slows down, cuts, stops or slices.
+
+It reads WebSocket's frame headers on their way (never their content), to cut exactly at a frame's boundary, or one byte
+before or after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+
+BLOCK_BYTES = 65_536
+SOCKET_BUFFER_BYTES = 131_072
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+UP, DOWN = "up", "down"
+
+
+@dataclass
+class Weather:
+    """What the network is like now; changes act at once, on every connection but those that are stuck.
+
+    `rate`: bytes per second each way. `slice_bytes`: at most so much at a time. `delay`: seconds each way. `life`:
+    seconds after which a connection is cut. `refusing`: new connections are refused.
+    """
+
+    rate: float = 0.0
+    slice_bytes: int = BLOCK_BYTES
+    delay: float = 0.0
+    life: float = 0.0
+    refusing: bool = False
+
+
+@dataclass
+class Frames:
+    """Where the frames of one direction end: fed with what passes, after the HTTP handshake."""
+
+    to_end: int = 0  # bytes until the end of the frame that is passing
+    passed: int = 0
+    _started: bool = False
+    _header: bytearray = field(default_factory=bytearray)
+
+    def boundary_in(self, block: bytes) -> int | None:
+        """Return the first position in `block` (exclusive end) where a frame ends; take the block as passed."""
+        found: int | None = None
+        at = 0
+        if not self._started:
+            self._header += block
+            end = self._header.find(b"\r\n\r\n")
+            if end < 0:
+                return None
+            at = len(block) - (len(self._header) - end - 4)
+            self._started = True
+            self._header.clear()
+        while at < len(block):
+            if self.to_end:
+                step = min(self.to_end, len(block) - at)
+                self.to_end -= step
+                at += step
+            else:
+                self._header.append(block[at])
+                at += 1
+                length = self._length()
+                if length is None:
+                    continue
+                self._header.clear()
+                self.to_end = length
+            if self.to_end == 0 and not self._header and found is None:
+                found = at
+        return found
+
+    def _length(self) -> int | None:
+        """Return the payload's length (with the mask) once the header is there."""
+        head = self._header
+        if len(head) < 2:
+            return None
+        short = head[1] & 0x7F
+        extra = {126: 2, 127: 8}.get(short, 0)
+        mask = 4 if head[1] & 0x80 else 0
+        if len(head) < 2 + extra + mask:
+            return None
+        return int.from_bytes(head[2 : 2 + extra]) if extra else short
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection through the proxy. `stuck`: directions in which nothing passes any more, until `flow`."""
+
+    to_client: asyncio.StreamWriter
+    to_server: asyncio.StreamWriter
+    began: float
+    stuck: set[str] = field(default_factory=set)
+    flow: asyncio.Event = field(default_factory=asyncio.Event)
+    cut_at: tuple[str, int, int] | None = None  # direction, frames to pass before, offset to the boundary
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def cut(self) -> None:
+        self.gone.set()
+
+
+class Network:
+    """A port on 127.0.0.1 that leads to the server. `async with`."""
+
+    def __init__(self, server_port: int, *, rate: float = 0.0) -> None:
+        self.port = 0
+        self.weather = Weather(rate=rate)
+        self.connections: list[Connection] = []
+        self.made = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._server_port = server_port
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free_at = {UP: 0.0, DOWN: 0.0}
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/delivery/"
+
+    async def __aenter__(self) -> Network:
+        listener = socket.socket()
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            listener.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=BLOCK_BYTES)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Reset every connection, now."""
+        for connection in list(self.connections):
+            connection.cut()
+
+    def cut_at_boundary(self, direction: str, *, frames: int, offset: int) -> None:
+        """Reset the newest connection when `frames` more frames have passed, `offset` (-1, 0, 1) bytes from the end."""
+        if self.connections:
+            self.connections[-1].cut_at = (direction, frames, offset)
+
+    def swallow(self, *directions: str) -> list[Connection]:
+        """Let nothing pass in these directions on what is connected now; new connections work. Returns those stuck."""
+        stuck = list(self.connections)
+        for connection in stuck:
+            connection.stuck |= set(directions)
+        return stuck
+
+    # -- passing on --------------------------------------------------------------------------------------------------
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+        try:
+            if not self.weather.refusing:
+                await self._connect(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            _reset(writer)
+            if task is not None:
+                self._tasks.discard(task)
+
+    async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port, limit=BLOCK_BYTES)
+        connection = Connection(to_client, to_server, time.monotonic())
+        self.made += 1
+        self.connections.append(connection)
+        pumps = [
+            asyncio.create_task(self._pump(connection, UP, from_client, to_server)),
+            asyncio.create_task(self._pump(connection, DOWN, from_server, to_client)),
+        ]
+        cutting = asyncio.create_task(self._until_cut(connection))
+        try:
+            done, rest = await asyncio.wait([*pumps, cutting], return_when=asyncio.FIRST_COMPLETED)
+            if cutting not in done:
+                await asyncio.wait(rest, timeout=3.0, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in [*pumps, cutting]:
+                one.cancel()
+            await asyncio.wait([*pumps, cutting])
+            self.connections.remove(connection)
+            _reset(to_server)
+
+    async def _until_cut(self, connection: Connection) -> None:
+        if self.weather.life:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.weather.life):
+                    await connection.gone.wait()
+        else:
+            await connection.gone.wait()
+
+    async def _pump(
+        self, connection: Connection, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        frames = Frames()
+        with contextlib.suppress(OSError):
+            while block := await reader.read(self.weather.slice_bytes):
+                block, cut = self._up_to_cut(connection, direction, frames, block)
+                if direction in connection.stuck:
+                    await connection.flow.wait()
+                await self._travel(direction, len(block))
+                writer.write(block)
+                await writer.drain()
+                if cut:
+                    connection.cut()
+                    return
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    def _up_to_cut(self, connection: Connection, direction: str, frames: Frames, block: bytes) -> tuple[bytes, bool]:
+        end = frames.boundary_in(block)
+        plan = connection.cut_at
+        if plan is None or plan[0] != direction or end is None:
+            return block, False
+        _, left, offset = plan
+        if left > 0:
+            connection.cut_at = (direction, left - 1, offset)
+            return block, False
+        connection.cut_at = None
+        return block[: max(0, end + offset)], True
+
+    async def _travel(self, direction: str, count: int) -> None:
+        if direction == UP:
+            self.bytes_up += count
+        else:
+            self.bytes_down += count
+        weather = self.weather
+        wait = weather.delay
+        if weather.rate:
+            now = time.monotonic()
+            self._free_at[direction] = max(now - 0.05, self._free_at[direction]) + count / weather.rate
+            wait += max(0.0, self._free_at[direction] - now)
+        if wait > 0.002:
+            await asyncio.sleep(wait)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close at once, with a TCP reset."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None and connection.fileno() >= 0:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    writer.transport.abort()

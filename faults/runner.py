@@ -1,0 +1,158 @@
+"""All trials of all cells: the stack they run on, what each came to, and the table."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults import measures, site
+from faults.cells import Cell
+from faults.stack import Stack
+from faults.trial import MIB, Outcome, Trial
+
+COLUMNS = ("cell", "trials", "failures", "recovery median s", "max s", "bytes again, median MiB", "max MiB")
+
+
+@dataclass
+class Row:
+    """What the trials of one cell came to."""
+
+    name: str
+    outcomes: list[Outcome] = field(default_factory=list)
+    growth: str = ""
+
+    @property
+    def failures(self) -> int:
+        return sum(bool(outcome.problems) for outcome in self.outcomes)
+
+    def cells(self) -> tuple[str, ...]:
+        recoveries = [outcome.recovery for outcome in self.outcomes if outcome.recovery is not None]
+        again = [outcome.again_bytes / MIB for outcome in self.outcomes]
+        return (
+            self.name,
+            str(len(self.outcomes)),
+            str(self.failures),
+            f"{statistics.median(recoveries):.2f}" if recoveries else "-",
+            f"{max(recoveries):.2f}" if recoveries else "-",
+            f"{statistics.median(again):.1f}" if again else "-",
+            f"{max(again):.1f}" if again else "-",
+        )
+
+
+class Runner:
+    """Runs cells on one stack in `folder`."""
+
+    def __init__(self, folder: Path, *, seed: int, trials: int, hurry: bool = False, quiet: bool = False) -> None:
+        self.rows: list[Row] = []
+        self._folder = folder
+        self._seed = seed
+        self._trials = range(trials)
+        self._hurry = hurry
+        self._quiet = quiet
+        self._stack = Stack(folder)
+
+    def only(self, trial: int) -> None:
+        """Run just the trial of this number."""
+        self._trials = range(trial, trial + 1)
+
+    async def run(self, cells: list[Cell]) -> None:
+        """Run every cell. The stack is ended whatever happens."""
+        try:
+            await self._stack.start(**(cells[0].variables if cells else {}))
+            site.open_site(self._stack.var)
+            for cell in sorted(cells, key=lambda one: sorted(one.variables.items())):
+                await self._stack.restart(**cell.variables)
+                await self._run_cell(cell)
+        finally:
+            await self._stack.stop()
+
+    async def _run_cell(self, cell: Cell) -> None:
+        row = Row(cell.name)
+        self.rows.append(row)
+        for number in self._trials:
+            outcome = await self._run_trial(cell, number)
+            row.outcomes.append(outcome)
+            self._tell(cell, number, outcome)
+        if problem := await measures.back_to_baseline(self._stack):
+            row.outcomes[-1].problems.append(problem)
+            self._say(f"  FAILED {cell.name}: {problem}")
+
+    async def _run_trial(self, cell: Cell, number: int) -> Outcome:
+        seed = f"{self._seed}/{cell.name}/{number}"
+        folder = self._folder / f"trial-{time.monotonic_ns()}"
+        folder.mkdir()
+        trial = Trial(
+            self._stack,
+            folder,
+            seed,
+            hurry=self._hurry,
+            deadline=cell.deadline,
+            most_recovery=cell.most_recovery,
+        )
+        trial.may_orphan = cell.orphans
+        began = time.monotonic()
+        try:
+            await cell.body(trial)
+            await trial.finish()
+        except Exception as error:  # noqa: BLE001 - whatever a trial ends with is its outcome
+            trial.problem(f"{error!r}")
+            trial.outcome.log += traceback.format_exc().splitlines()
+        try:
+            if trial.outcome.problems:
+                await trial.describe()
+            await trial.leave()
+        except Exception as error:  # noqa: BLE001
+            trial.problem(f"leaving: {error!r}")
+            trial.outcome.log += traceback.format_exc().splitlines()
+        trial.outcome.seconds = time.monotonic() - began
+        await asyncio.to_thread(_remove, folder)
+        return trial.outcome
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, flush=True)
+
+    def _tell(self, cell: Cell, number: int, outcome: Outcome) -> None:
+        recovery = "-" if outcome.recovery is None else f"{outcome.recovery:.2f} s"
+        verdict = "FAILED" if outcome.problems else "ok"
+        self._say(
+            f"{verdict:6} {cell.name} #{number}: {outcome.seconds:.1f} s, moved again after {recovery}, "
+            f"{outcome.again_bytes / MIB:.1f} MiB again; {'; '.join(outcome.notes)}"
+        )
+        if not outcome.problems:
+            return
+        for problem in outcome.problems:
+            self._say(f"       {problem}")
+        self._say(f"       replay: python -m faults --only {cell.name!r} --seed {self._seed} --trial {number}")
+        path = self._folder / f"failed-{cell.name.replace(' ', '-').replace('/', '-').replace(':', '')}-{number}.log"
+        path.write_text("\n".join([*outcome.problems, *outcome.notes, *outcome.log, "", self._stack.log()[-60_000:]]))
+        self._say(f"       all that was seen: {path}")
+
+    @property
+    def failures(self) -> int:
+        return sum(row.failures for row in self.rows)
+
+    def table(self) -> str:
+        """Return the table as Markdown; its last line counts."""
+        lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
+        total = sum(len(row.outcomes) for row in self.rows)
+        return "\n".join([*lines, "", f"{total} trials, {self.failures} failed"])
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def say_table(runner: Runner) -> None:
+    sys.stdout.write(f"\n{runner.table()}\n")
+    sys.stdout.flush()
