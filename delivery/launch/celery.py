@@ -26,8 +26,11 @@ def queues(app_name: str, current: Settings) -> list[str]:
     return list(dict.fromkeys([*filter(None, ours), app.conf.task_default_queue]))
 
 
-def replace_process(app_name: str, *arguments: str) -> NoReturn:
-    """Become `celery -A app_name arguments`: not a wrapper, so that SIGTERM is Celery's warm shutdown."""
-    variables = environment.python_path(environment.with_malloc(os.environ))
+def replace_process(app_name: str, *arguments: str, **variables: str) -> NoReturn:
+    """Become `celery -A app_name arguments`: not a wrapper, so that SIGTERM is Celery's warm shutdown.
+
+    `variables`: of its environment, beside our own.
+    """
+    variables = environment.python_path(environment.with_malloc(os.environ)) | variables
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "celery", "--quiet", "-A", app_name, *arguments], variables)

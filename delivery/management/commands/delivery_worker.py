@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from delivery import conf
+from delivery import conf, drain
 from delivery.launch import celery
 
 
@@ -21,10 +21,26 @@ class Command(BaseCommand):
         parser.add_argument(
             "--name", default="worker", help="what the worker is called before its host (default: worker)"
         )
+        parser.add_argument(
+            "--end-after",
+            type=float,
+            default=20.0,
+            metavar="SECONDS",
+            help="end by force so long after SIGTERM, if Redis does not answer then (default: 20)",
+        )
         parser.add_argument("--loglevel", default="INFO")
 
     def handle(
-        self, *, app: str, concurrency: int, pool: str, queues: str | None, name: str, loglevel: str, **options: Any
+        self,
+        *,
+        app: str,
+        concurrency: int,
+        pool: str,
+        queues: str | None,
+        name: str,
+        end_after: float,
+        loglevel: str,
+        **options: Any,
     ) -> None:
         celery.replace_process(
             app,
@@ -37,4 +53,5 @@ class Command(BaseCommand):
             "--prefetch-multiplier=1",  # a task moves 8 MiB: what waits here another worker could do
             "--without-gossip",
             "--without-mingle",  # a second at every start, for nothing that we use
+            **{drain.END_AFTER: str(end_after)},
         )
