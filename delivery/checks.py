@@ -13,13 +13,16 @@
 | W002 | Celery is in eager mode |
 | W003 | nobody consumes our queue |
 | W004 | Redis does not answer |
+| W005 | the web server takes smaller messages than we do |
+| W006 | daphne is the web server |
 
-The last two look at what runs, so they run only when asked for: `manage.py check --deploy`.
+W003 and W004 look at what runs, so they run only when asked for: `manage.py check --deploy`.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -42,6 +45,7 @@ def register_all() -> None:
     checks.register(check_settings, TAG)
     checks.register(check_celery, TAG)
     checks.register(check_workers, TAG, deploy=True)
+    checks.register(check_server, TAG)
 
 
 def check_settings(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
@@ -166,3 +170,30 @@ def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> li
     queue = dispatch.queue_of(dispatch.STORE)
     hint = f"Start a worker that consumes it: manage.py delivery_worker, or celery worker --queues={queue}."
     return [Warning(f"No live worker takes the tasks of the queue {queue!r}.", hint=hint, id="delivery.W003")]
+
+
+def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Look at the web server, as far as it can be told before it runs."""
+    found: list[CheckMessage] = []
+    options = conf.current()
+    wanted = max(options.max_message, options.plain_max_message)
+    limit = os.environ.get("UVICORN_WS_MAX_SIZE", "")
+    if limit.isdecimal() and int(limit) < wanted:
+        found.append(
+            Warning(
+                f"UVICORN_WS_MAX_SIZE is {limit} bytes: uvicorn closes with its own 1009 before our limits of "
+                f"{options.max_message} (MAX_MESSAGE) and {options.plain_max_message} (PLAIN_MAX_MESSAGE) are reached.",
+                hint=f"Set it to {options.server_message_limit()}, or use `manage.py delivery_web`, which does.",
+                id="delivery.W005",
+            )
+        )
+    if "daphne" in django_settings.INSTALLED_APPS:
+        found.append(
+            Warning(
+                "daphne is in INSTALLED_APPS: it takes whatever a slow reader leaves into memory, and closes without "
+                "the codes 1001 and 1009.",
+                hint="Serve with `manage.py delivery_web` (uvicorn), or silence this where daphne is for development only.",
+                id="delivery.W006",
+            )
+        )
+    return found

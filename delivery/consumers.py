@@ -10,7 +10,7 @@ from uuid import UUID
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import drain, notify
-from delivery.serving import login, plain, process
+from delivery.serving import login, plain, process, server
 from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
 from delivery.serving.session import Session
@@ -39,6 +39,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """
         self._joined = set()
         self._task = asyncio.current_task()
+        server.look_at(receive)
         try:
             await super().__call__(scope, receive, send)
         except asyncio.CancelledError:

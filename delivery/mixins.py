@@ -25,7 +25,7 @@ from delivery import conf, site
 from delivery.errors import UsageError
 from delivery.models import Payload, PayloadState
 from delivery.protocol.codes import CLOSE_CODES
-from delivery.serving import process
+from delivery.serving import process, server
 from delivery.serving.arrivals import INTERNAL, Arrivals
 from delivery.serving.login import Login
 
@@ -114,6 +114,7 @@ class LargeMessageMixin:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve the socket; it is closed with 1001 when the web process drains."""
         shared = process.current()
+        server.look_at(receive)
         self._large_arrivals = Arrivals(shared, receive)
         leaver = _Leaver(self, self._large_arrivals)
         shared.sessions.add(leaver)

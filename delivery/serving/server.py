@@ -1,0 +1,39 @@
+"""The ASGI server under us: whether it takes messages as large as we announce."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from delivery import conf
+
+logger = logging.getLogger(__name__)
+_told: set[int] = set()
+
+
+def message_limit(receive: Any) -> int | None:
+    """Return the server's own message limit in bytes, given the `receive` of one of its connections.
+
+    None where it cannot be told: uvicorn alone shows its configuration there.
+    """
+    config = getattr(getattr(receive, "__self__", None), "config", None)
+    limit = getattr(config, "ws_max_size", None)
+    return limit if isinstance(limit, int) else None
+
+
+def look_at(receive: Any) -> None:
+    """Say once in the log that the server's limit is below ours: it closes with a 1009 of its own, often seen as 1006."""
+    limit = message_limit(receive)
+    options = conf.current()
+    wanted = max(options.max_message, options.plain_max_message)
+    if limit is None or limit >= wanted or limit in _told:
+        return
+    _told.add(limit)
+    logger.warning(
+        "the web server takes messages up to %d bytes, below our limits of %d (MAX_MESSAGE) and %d (PLAIN_MAX_MESSAGE): "
+        "raise it to %d (uvicorn: --ws-max-size), or serve with manage.py delivery_web",
+        limit,
+        options.max_message,
+        options.plain_max_message,
+        options.server_message_limit(),
+    )
