@@ -9,7 +9,7 @@ from uuid import UUID
 
 from delivery import conf
 from delivery.buffer import keys
-from delivery.buffer.clients import aclient, client, reporting
+from delivery.buffer.clients import aclient, client, in_thread, reporting
 from delivery.protocol.frames import checksum
 
 BLOCK_SIZE = 256 * 1024
@@ -32,18 +32,38 @@ def blocks_of(size: int) -> int:
 
 
 async def aget(payload: UUID, first: int, count: int) -> list[Block] | None:
-    """Return blocks `first` to `first + count` of one range, or None where any is missing or damaged."""
+    """Do what `get` does, in a thread of its own."""
+    return await in_thread(get, payload, first, count)
+
+
+def get(payload: UUID, first: int, count: int) -> list[Block] | None:
+    """Return blocks `first` to `first + count` of one range, or None where any is missing or damaged.
+
+    A range that is there in part only (evicted, or dropped by one reader while it was staged for another) then counts
+    as not staged, so that whoever asks for it gets all of it.
+    """
     index = first // RANGE_BLOCKS
     with reporting():
-        packed, *values = await aclient().mget(
+        packed, *values = client().mget(
             [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
         )
-    offset = first % RANGE_BLOCKS
-    if packed is None or None in values or len(packed) < 4 * (offset + count):
+    if packed is None:
         return None
-    expected = struct.unpack_from(f">{count}I", packed, 4 * offset)
-    found = [Block(value, crc) for value, crc in zip(values, expected, strict=True)]
-    return found if all(checksum(block.data) == block.checksum for block in found) else None
+    found = _checked(packed, first % RANGE_BLOCKS, values)
+    if found is None:
+        with reporting():
+            client().unlink(keys.range_checksums(payload, index))
+    return found
+
+
+def _checked(packed: bytes, offset: int, values: Sequence[bytes | None]) -> list[Block] | None:
+    """Return the blocks of a range from its `offset`-th on, None where one is missing or has another checksum."""
+    if len(packed) < 4 * (offset + len(values)):
+        return None
+    expected = struct.unpack_from(f">{len(values)}I", packed, 4 * offset)
+    found = [Block(value, crc) for value, crc in zip(values, expected, strict=True) if value is not None]
+    whole = len(found) == len(values) and all(checksum(block.data) == block.checksum for block in found)
+    return found if whole else None
 
 
 async def astaged(payload: UUID, index: int) -> bool:
