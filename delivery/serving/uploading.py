@@ -96,8 +96,7 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     await session.confirm()
     if _may_come_whole(session, receiver) and (finished := await _take_whole(session, receiver, offer)) is not None:
         return finished
-    key = UUID(offer.transfer)
-    earlier = await session.process.db(uploads.find, session.user.pk, key)
+    earlier = await session.process.db(uploads.find, session.user.pk, session.require_holder(), offer)
     if earlier is None and session.process.buffer_full and not _is_inline(offer):
         raise Refused("busy", "the buffer is full", retry_after=BUSY_RETRY_AFTER)
     workers = bool(await session.process.workers_alive())

@@ -63,8 +63,12 @@ class Earlier:
     channel: str
 
 
-def find(user: Any, key: UUID) -> Earlier | None:
-    """Return the live upload that `user` began under `key`, None where there is none. One query."""
+def find(user: Any, holder: Holder, offer: UploadOffer) -> Earlier | None:
+    """Return the live upload that `user` began under the offer's id, None where there is none. One query.
+
+    Raises `Refused` where the offer will be refused: then whoever holds the upload is not to be disturbed.
+    """
+    key = UUID(offer.transfer)
     row = (
         Transfer.objects.select_related("payload")
         .filter(user_id=user, direction=Direction.UPLOAD, key=key, state=TransferState.LIVE, lease__gt=0)
@@ -72,6 +76,8 @@ def find(user: Any, key: UUID) -> Earlier | None:
     )
     if row is None or row.payload.inline is not None or row.payload.state != PayloadState.STORING:
         return None
+    _check_same(row, offer)
+    _check_newest(row, holder)
     return Earlier(row.id, row.payload_id, row.lease, row.position, row.payload.size, row.channel)
 
 
@@ -136,13 +142,12 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers:
 
 def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
     payload = row.payload
-    _check_same(payload, offer)
+    _check_same(row, offer)
     if payload.state == PayloadState.COMPLETE:
         return Finished(payload.id, payload.size or 0, payload.sha256)
     if row.state != TransferState.LIVE or payload.state not in LIVE_PAYLOADS:
         raise Refused(_code_of(row))
-    if row.client == holder.client and row.channel and row.session_order > holder.order:
-        raise Refused("taken_over")
+    _check_newest(row, holder)
     displaced = row.channel if row.channel != holder.channel else ""
     learn(payload, offer.size, offer.sha256)
     _drop_beyond_gap(row)
@@ -152,11 +157,20 @@ def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool)
     return _opened(row, payload, displaced, hold=payload.inline is None and not workers)
 
 
-def _check_same(payload: Payload, offer: UploadOffer) -> None:
+def _check_newest(row: Transfer, holder: Holder) -> None:
+    """Refuse an offer on an older connection of the client that holds the transfer (PROTOCOL section 2)."""
+    if row.client == holder.client and row.channel and row.session_order > holder.order:
+        raise Refused("taken_over")
+
+
+def _check_same(row: Transfer, offer: UploadOffer) -> None:
     """Refuse an offer whose size or digest contradicts what is stored; null contradicts nothing."""
+    payload = row.payload
     digest = payload.sha256 or payload.expected_sha256
     if offer.size is not None and payload.size is not None and offer.size != payload.size:
         raise Refused("mismatch", f"{payload.size} bytes were offered before, {offer.size} now")
+    if offer.size is not None and offer.size < row.position:
+        raise Refused("mismatch", f"{row.position} bytes are stored, {offer.size} are offered now")
     if offer.sha256 is not None and digest and offer.sha256 != digest:
         raise Refused("mismatch", "another SHA-256 than before")
 
