@@ -8,7 +8,7 @@ import time
 from delivery.errors import StaleLease, TransferAborted
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver
-from delivery.serving.intake import Reports
+from delivery.serving.intake import LOOK_SECONDS, Reports
 from delivery.serving.process import Process
 from delivery.transfers import inline
 from delivery.transfers.uploads import Finished, Opened
@@ -109,7 +109,8 @@ class InlineIntake:
             return
         at = self.receiver.wake_at()
         try:
-            async with asyncio.timeout(None if at is None else max(0.0, at - time.monotonic())):
+            # Never at once: what is due by now waits for a peer that does not read.
+            async with asyncio.timeout(None if at is None else max(LOOK_SECONDS, at - time.monotonic())):
                 await self._woken.wait()
         except TimeoutError:
             pass
