@@ -42,9 +42,9 @@ def chat_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def site(chat_stack: Stack, django_db_blocker: Any) -> Iterator[Site]:
     """This process's Django, on that stack's state and with the site's app."""
     with (
-        modify_settings(INSTALLED_APPS={"append": "tests.site_sockets.shelf"}),
         django_db_blocker.unblock(),
         site_of(chat_stack) as site,
+        modify_settings(INSTALLED_APPS={"append": "tests.site_sockets.shelf"}),  # its fields find their storages now
     ):
         yield site
 
