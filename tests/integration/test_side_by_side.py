@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+from pathlib import Path
+
+import pytest
 
 from delivery.models import Transfer
 from tests.conformance.conftest import Connect
@@ -114,3 +118,33 @@ async def _only_first(peer: Peer, handle: int) -> bool:
     await peer.hear_chunk(handle)
     await peer.settle()
     return peer.chunks_heard(handle) == []
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return how much processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor times from /proc")
+@pytest.mark.parametrize(("size", "chunk_size"), [(MIB, CHUNK), (8_192, 4_096)], ids=["stored", "inline"])
+async def test_a_peer_that_does_not_read_keeps_nobody_busy(
+    connect: Connect, site: Site, alice: Person, bob: Person, size: int, chunk_size: int
+) -> None:
+    await (await connect(bob)).upload(random.Random(12).randbytes(32 * MIB), to=[alice.address])
+    peer = await connect(alice, receive=True)
+    offer = await peer.hear("offer")
+    handle, transfer = await peer.offer(size=size, chunk_size=chunk_size)
+    await peer.hear("accept")
+    peer.socket.transport.pause_reading()
+    await peer.say("accept", transfer=offer["transfer"], handle=offer["handle"], chunk_size=CHUNK, seq=0, limit=2**20)
+    await peer.chunk(handle, 0, bytes(chunk_size))
+    rows = Transfer.objects.filter(key=transfer)
+    await site.until(lambda: rows.get().position == chunk_size, what="stored chunk, whose ack cannot be sent")
+    (web,) = site.stack.pids()["web"]
+    before = cpu_seconds(web)
+    await asyncio.sleep(1.0)  # nothing is waited for: this is the time that is measured
+    used = cpu_seconds(web) - before
+    peer.socket.transport.resume_reading()
+    assert used < 0.3
+    await peer.hear_ack(handle, 1)
