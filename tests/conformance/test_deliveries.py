@@ -505,6 +505,17 @@ async def test_a_cancelled_payload_is_aborted_for_its_recipient(connect: Connect
     assert (abort["code"], abort["final"]) == ("cancelled", True)
 
 
+async def test_at_most_eight_clients_of_a_transfer_are_remembered(connect: Connect, site: Site, alice: Person) -> None:
+    payload = await send(site, alice)
+    for number in range(10):
+        peer = await connect(alice, client=f"client-{number}", receive=True)
+        handle = await accept(peer, await peer.hear("offer"), limit=1)
+        await peer.hear_chunk(handle)
+    rows = ClientPosition.objects.filter(transfer__payload=payload)
+    names = await site.run(lambda: set(rows.values_list("client", flat=True)))
+    assert names == {f"client-{number}" for number in range(2, 10)}
+
+
 # -- groups ----------------------------------------------------------------------------------------------------------
 
 

@@ -196,3 +196,14 @@ async def test_a_client_may_close_at_any_time(shipped: Stack, alice: Person) -> 
             await peer.cut()
     async with Peer.open(shipped.ws_url, token=alice.token) as peer:
         await peer.hello()
+
+
+async def test_anything_between_hello_and_welcome_closes_4400(connect: Connect, alice: Person) -> None:
+    peer = await connect(alice, hello=False)
+    # In one piece, so that the server reads the second before it can have answered the first.
+    peer.socket.transport.write = (written := bytearray()).extend  # type: ignore[method-assign]
+    await peer.say("hello", client="c", max_message=65_548)
+    await peer.say("ping", id=1)
+    del peer.socket.transport.write  # type: ignore[attr-defined]
+    peer.socket.transport.write(bytes(written))
+    assert (await peer.closes())[0] == 4400

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer, new_id, sha256
@@ -216,3 +218,11 @@ async def test_an_unknown_size_that_grows_too_large_is_aborted_for_good(
     await peer.offer(transfer=transfer, size=None)
     reject = await peer.hear("reject")
     assert reject["code"] == "too_large"
+
+
+async def test_more_than_sixteen_unanswered_offers_close_4429(peer: Peer) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(200):
+            await peer.offer(size=GIB)
+    assert (await peer.closes())[0] == 4429
+    assert (await peer.hear("going_away"))["reason"] == "rate"
