@@ -28,12 +28,16 @@ def payload(request: HttpRequest, link: str) -> HttpResponseBase:
     """Stream a complete payload as a download."""
     found = _find(link)
     size = found.size or 0
-    start, end = _range(request, found)
-    if not 0 <= start < end and (start, end) != (0, size):
+    asked = _range(request, found)
+    start, end = asked or (0, size)
+    if asked and start >= end:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{size}"})
-    partial = (start, end) != (0, size)
-    response = _response(request, found, start, end, status=206 if partial else 200)
-    if partial:
+    try:
+        response = _body(request, found, start, end)
+    except StorageUnavailable:
+        return HttpResponse(status=503, headers={"Retry-After": str(RETRY_SECONDS)})
+    if asked:
+        response.status_code = 206
         response["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     response["Content-Length"] = str(end - start)
     response["Accept-Ranges"] = "bytes"
@@ -44,6 +48,14 @@ def payload(request: HttpRequest, link: str) -> HttpResponseBase:
     response["X-Content-Type-Options"] = "nosniff"
     response["Content-Disposition"] = content_disposition_header(True, found.name or str(found.pk)) or "attachment"
     return response
+
+
+def _body(request: HttpRequest, found: Payload, start: int, end: int) -> HttpResponseBase:
+    if request.method == "HEAD":
+        return HttpResponse()
+    pieces = _pieces(_open(found, start), start, end)
+    # Django takes all pieces of a synchronous iterator into memory before an ASGI server sees the first.
+    return StreamingHttpResponse(_in_threads(pieces) if isinstance(request, ASGIRequest) else pieces)
 
 
 def _find(link: str) -> Payload:
@@ -59,8 +71,8 @@ def _etag(found: Payload) -> str:
     return f'"{found.sha256}"'
 
 
-def _range(request: HttpRequest, found: Payload) -> tuple[int, int]:
-    """Return (start, end) in bytes of the one range asked for, end exclusive; everything where there is none.
+def _range(request: HttpRequest, found: Payload) -> tuple[int, int] | None:
+    """Return (start, end) in bytes of the one range asked for, end exclusive; None where everything is to be given.
 
     One that cannot be satisfied comes out with `start` at or past `end`.
     """
@@ -68,28 +80,26 @@ def _range(request: HttpRequest, found: Payload) -> tuple[int, int]:
     match = _RANGE.fullmatch(request.headers.get("Range", "").strip())
     first, last = match.groups() if match else ("", "")
     if (first, last) == ("", "") or request.headers.get("If-Range", _etag(found)) != _etag(found):
-        return 0, size
+        return None
     if not first:
         return max(0, size - int(last)), size
     if last and int(last) < int(first):
-        return 0, size  # no range at all (RFC 9110 section 14.1.1)
+        return None  # no range at all (RFC 9110 section 14.1.1)
     return int(first), min(size, int(last) + 1) if last else size
 
 
-def _response(request: HttpRequest, found: Payload, start: int, end: int, *, status: int) -> HttpResponseBase:
-    if request.method == "HEAD":
-        return HttpResponse(status=status)
+def _open(found: Payload, start: int) -> BinaryIO:
+    """Open a payload at `start`, and read on: what cannot be read at all is an HTTP status, not an answer that breaks off.
+
+    Raises `StorageUnavailable`, and `Http404` where a file delivered in place is not what it was.
+    """
+    file = found.open()
+    file.seek(start)
     try:
-        file = found.open()
-        file.seek(start)
-        file.peek(1)  # so that what cannot be read at all is an HTTP status, not an answer that breaks off
-    except StorageUnavailable:
-        return HttpResponse(status=503, headers={"Retry-After": str(RETRY_SECONDS)})
+        file.peek(1)
     except IntegrityError:
         raise Http404("the file that was to be delivered is gone or has changed") from None
-    pieces = _pieces(file, start, end)
-    # Django would take all pieces of a synchronous iterator into memory before an ASGI server sees the first.
-    return StreamingHttpResponse(_in_threads(pieces) if isinstance(request, ASGIRequest) else pieces, status=status)
+    return file
 
 
 def _pieces(file: BinaryIO, start: int, end: int) -> Generator[bytes, None, None]:
