@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from faults.stack import own_environment
 
@@ -81,28 +81,20 @@ def deliver_to(data: bytes, people: list[int], *, name: str) -> str:
     return str(deliver(data, to=User.objects.filter(pk__in=people), name=name).pk)
 
 
-def deliver_path(path: Path, people: list[int], *, name: str) -> str:
-    """Deliver a file of the site's own Storage in place; return the payload's id."""
+def deliver_in_place(path: Path, people: list[int], *, name: str) -> str:
+    """Deliver a file of the site's own Storage where it lies; return the payload's id."""
     from django.contrib.auth.models import User
     from django.core.files.base import File
     from django.core.files.storage import default_storage
+    from django.db.models import FileField
+    from django.db.models.fields.files import FieldFile
 
     from delivery import deliver
 
-    saved = default_storage.save(name, File(path.open("rb")))
-    file = default_storage.open(saved)
-    file.name = saved
-    from django.db.models.fields.files import FieldFile
-
-    class Field:
-        storage = default_storage
-        attname = name = "file"
-
-        def generate_filename(self, *_: Any) -> str:
-            return saved
-
-    stand_in: Any = FieldFile(None, Field(), saved)  # type: ignore[arg-type]
-    return str(deliver(stand_in, to=User.objects.filter(pk__in=people), name=name).pk)
+    with path.open("rb") as file:
+        saved = default_storage.save(name, File(file))
+    placed = FieldFile(None, FileField(storage=default_storage), saved)  # type: ignore[arg-type]
+    return str(deliver(placed, to=User.objects.filter(pk__in=people), name=name).pk)
 
 
 def stored_digest(payload: str) -> str:
@@ -162,7 +154,10 @@ def unsettled(people: list[int], *, failures: bool) -> list[str]:
         if not over:
             found.append(f"payload {row.pk} is {row.state} {row.failure}")
     for row in Transfer.objects.filter(user__in=people):
-        if row.state not in (TransferState.DONE, *((TransferState.FAILED, TransferState.CANCELLED) if failures else ())):
+        if row.state not in (
+            TransferState.DONE,
+            *((TransferState.FAILED, TransferState.CANCELLED) if failures else ()),
+        ):
             found.append(f"{row.direction} {row.pk} is {row.state}, at {row.position}, waits for {row.waiting_for!r}")
     found += [f"notice {row} waits" for row in Notice.objects.filter(payload__in=payloads_of(people))]
     return found
@@ -184,9 +179,13 @@ def wrong_rows(people: list[int]) -> list[str]:
         if at != row.size:
             found.append(f"payload {row.pk}: segments hold {at} of {row.size} bytes")
     for usage in Usage.objects.filter(user__in=people):
-        charged = Payload.objects.filter(owner=usage.user_id, state=PayloadState.COMPLETE).aggregate(sum=Sum("reserved"))
+        charged = Payload.objects.filter(owner=usage.user_id, state=PayloadState.COMPLETE).aggregate(
+            sum=Sum("reserved")
+        )
         if usage.live != 0 or usage.stored != (charged["sum"] or 0):
-            found.append(f"quota of {usage.user_id}: {usage.live} live, {usage.stored} bytes, expected {charged['sum']}")
+            found.append(
+                f"quota of {usage.user_id}: {usage.live} live, {usage.stored} bytes, expected {charged['sum']}"
+            )
     return found
 
 

@@ -91,7 +91,9 @@ class Stack:
         process = self._process
         try:
             await until(
-                lambda: "delivery is up" in self.log() or process.poll() is not None, what="stack", seconds=READY_SECONDS
+                lambda: "delivery is up" in self.log() or process.poll() is not None,
+                what="stack",
+                seconds=READY_SECONDS,
             )
         except BaseException:
             await self.stop()
@@ -108,7 +110,9 @@ class Stack:
                 break
             self._process.send_signal(number)
             with contextlib.suppress(TimeoutError):
-                await until(lambda: self._process is None or self._process.poll() is not None, what="end", seconds=STOP_SECONDS)
+                await until(
+                    lambda: self._process is None or self._process.poll() is not None, what="end", seconds=STOP_SECONDS
+                )
         self._process = None
 
     async def restart(self, **variables: str) -> None:
@@ -144,9 +148,7 @@ class Stack:
 
     async def replaced(self, name: str, pid: int, *, seconds: float = 60.0) -> int:
         """Return the process that runs a part once it is another one than `pid`."""
-        return int(
-            await until(lambda: self._other(name, pid), what=f"new {name}", seconds=seconds)
-        )
+        return int(await until(lambda: self._other(name, pid), what=f"new {name}", seconds=seconds))
 
     def _other(self, name: str, pid: int) -> int:
         found = self.processes().get(name, pid)

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,9 @@ class Outcome:
 class Trial:
     """One trial on a running stack. A cell's body calls `begin`, `moment`, `broken`, `healed`; the runner `finish`."""
 
-    def __init__(self, stack: Stack, folder: Path, seed: str, *, hurry: bool, deadline: float, most_recovery: float) -> None:
+    def __init__(
+        self, stack: Stack, folder: Path, seed: str, *, hurry: bool, deadline: float, most_recovery: float
+    ) -> None:
         self.stack = stack
         self.folder = folder
         self.random = random.Random(seed)
@@ -72,6 +75,12 @@ class Trial:
         self._broken_at: float | None = None
         self._healed_at: float | None = None
         self._people: list[int] = []
+        self._undo: list[Callable[[], object]] = []
+
+    @property
+    def people_ids(self) -> list[int]:
+        """The primary keys of everybody who takes part."""
+        return self._people
 
     # -- who moves what ----------------------------------------------------------------------------------------------
 
@@ -146,6 +155,10 @@ class Trial:
         """Note that what was broken works again."""
         self._healed_at = time.monotonic()
         self._broken_at = self._broken_at or self._healed_at
+
+    def afterwards(self, undo: Callable[[], object]) -> None:
+        """Call `undo` once everything that the trial moved has been let go of."""
+        self._undo.append(undo)
 
     def note(self, text: str) -> None:
         self.outcome.notes.append(text)
@@ -244,6 +257,13 @@ class Trial:
 
     async def leave(self) -> None:
         """Let go of everybody, and of everything that was moved."""
+        try:
+            await self._let_go()
+        finally:
+            for undo in self._undo:
+                undo()
+
+    async def _let_go(self) -> None:
         await self._exits.aclose()
         payloads = await ask(site.payloads_of, self._people)
         await ask(site.discard, self._people)
