@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from delivery.models import Segment
-from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer
-from tests.quick_settings import SEGMENT_BYTES, WINDOW_BYTES
-from tests.stack import Person, Site, WebProcess
+from tests.stack import Site
 
 MIB = 1024 * 1024
 SEGMENT = 8 * MIB
@@ -56,20 +54,6 @@ async def test_received_runs_ahead_of_what_is_stored(peer: Peer) -> None:
     ack = await peer.hear("ack", handle=handle)
     assert ack["seq"] == 0
     assert 1 <= ack["received"] <= 2
-
-
-async def test_storing_starts_when_the_credit_is_used_up(connect: Connect, quick: WebProcess, alice: Person) -> None:
-    peer = await connect(alice, url=quick.ws_url)
-    size = 8_192
-    handle, _ = await peer.offer(size=MIB, chunk_size=size)
-    limit = (await peer.hear("accept"))["limit"]
-    assert limit * size == WINDOW_BYTES
-    assert size == WINDOW_BYTES % SEGMENT_BYTES  # the last chunk fills no segment
-    began = asyncio.get_running_loop().time()
-    for seq in range(limit):
-        await peer.chunk(handle, seq, bytes(size))
-    await peer.hear_ack(handle, limit)
-    assert asyncio.get_running_loop().time() - began < 1.8
 
 
 async def test_acks_are_cumulative_and_never_fall(peer: Peer) -> None:
