@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from delivery import notify
 from delivery.errors import Refused, StorageUnavailable, TransferAborted
@@ -12,6 +14,7 @@ from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.serving.outflow import Outflow
 from delivery.transfers import deliveries
+from delivery.transfers import events as timeline
 from delivery.transfers.deliveries import Received
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = 0.05
+OFFER_AGAIN_SECONDS = 5.0
 
 
 def begin(session: Session, outflow: Outflow) -> None:
@@ -45,7 +49,16 @@ def drop(session: Session, outflow: Outflow, code: str, *, final: bool) -> None:
     if outflow.sender.live:
         session.connection.abort(outflow.sender, code, final=final)
     session.offering.set_aside(outflow.waiting.transfer)
+    if not final and code != "taken_over":
+        session.spawn(_offer_again(session, outflow.waiting.transfer), "offer again")
     session.wake()
+
+
+async def _offer_again(session: Session, transfer: UUID) -> None:
+    """Offer what we let go of once more: its client may stay on this very connection for days."""
+    await asyncio.sleep(random.uniform(0.5, 1.0) * OFFER_AGAIN_SECONDS)
+    session.offering.forget(transfer)
+    session.offering.look()
 
 
 def _let_go(session: Session, sender: Sender) -> Outflow | None:
@@ -122,6 +135,9 @@ async def aborted(session: Session, sender: Sender, message: messages.Abort) -> 
     if outflow is not None:
         session.offering.set_aside(outflow.waiting.transfer)
         if message.final:
+            if message.code == "digest":  # its own disk, or ours: somebody is to look
+                logger.error("client %s received other bytes than payload %s", session.client, outflow.waiting.payload)
+                timeline.note("damaged", payload=outflow.waiting.payload, transfer=outflow.waiting.transfer)
             await session.process.db(deliveries.decline, outflow.waiting.transfer, session.client)
         else:
             await detach(session, outflow)
