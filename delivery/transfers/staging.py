@@ -24,8 +24,12 @@ def stage(payload_id: UUID, index: int, *, worker: str) -> None:
     """
     try:
         markers.clear(dispatch.stage_marker(payload_id, index))
-        payload = Payload.objects.filter(pk=payload_id, state=PayloadState.COMPLETE).first()
-        if payload is None or payload.size is None or index * RANGE_SIZE >= payload.size:
+        payload = Payload.objects.filter(pk=payload_id).first()
+        if payload is not None and payload.state in (PayloadState.STORING, PayloadState.SEALING):
+            return None  # a stray task: who listens is its sender, for whom nothing has ended
+        if payload is None or payload.state != PayloadState.COMPLETE:
+            return notify.wake(payload_id, "ended", code="expired")
+        if payload.size is None or index * RANGE_SIZE >= payload.size:
             return notify.wake(payload_id, "ended", code="expired")
         if not blocks.staged(payload_id, index):  # asked for twice, by two who wanted it at once
             blocks.put(payload_id, index, _blocks(payload, index))
