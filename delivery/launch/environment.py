@@ -40,7 +40,10 @@ def part_environment(*, var: Path, redis_url: str | None) -> dict[str, str]:
 
 def manage_directory() -> Path:
     """Return the directory of the running `manage.py`, from which the site's packages are imported."""
-    return Path(sys.argv[0]).resolve().parent
+    script = Path(sys.argv[0])
+    if script.name == "__main__.py":
+        return Path.cwd()  # `python -m django`: beside it lies Django's own `http`, which must not hide the standard one
+    return script.resolve().parent
 
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:

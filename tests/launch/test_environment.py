@@ -43,3 +43,9 @@ def test_site_is_importable_for_celery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/srv/site/manage.py", "delivery_worker"])
     assert environment.python_path({})["PYTHONPATH"] == "/srv/site"
     assert environment.python_path({"PYTHONPATH": "/x"})["PYTHONPATH"] == f"/srv/site{os.pathsep}/x"
+
+
+def test_django_as_a_module_does_not_put_its_own_folders_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m django delivery_worker`: beside its script lies `django/http`, which would hide the standard `http`."""
+    monkeypatch.setattr("sys.argv", ["/site-packages/django/__main__.py", "delivery_worker"])
+    assert environment.python_path({})["PYTHONPATH"] == os.getcwd()
