@@ -76,6 +76,8 @@ async def test_the_only_worker_goes_and_another_comes(
     assert (refused["code"], refused["retry_after"]) == ("busy", 2.0)
     assert "'delivery'" in refused["message"]
 
+    assert web.log().count("no live worker takes the tasks of the queue 'delivery'") == 1
+
     rig.worker("second", f"--pool={pool}")
     ack = await again.hear("ack", handle=number, seconds=20)
     assert ack["limit"] > ack["seq"]

@@ -1,0 +1,116 @@
+"""The system checks that look at the site's Celery app and at what runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import current_app
+from celery.app.routes import Router, prepare
+from django.core import checks as django_checks
+from django.core.checks.registry import registry
+
+from delivery import checks, dispatch
+from delivery.buffer import workers
+from delivery.errors import BufferUnavailable
+
+
+def ids(messages: list[django_checks.CheckMessage]) -> list[str]:
+    return [str(message.id) for message in messages]
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that has the site's app look otherwise."""
+
+    def change(**members: Any) -> None:
+        other = dataclasses.replace(dispatch.site_app(), **members)
+        monkeypatch.setattr(dispatch, "site_app", lambda: other)
+
+    return change
+
+
+@pytest.fixture
+def option() -> Iterator[Any]:
+    """Return a function that changes an option of the reference site's app until the test ends."""
+    before: dict[str, Any] = {}
+
+    def change(name: str, value: Any) -> None:
+        before[name] = current_app.conf[name]
+        current_app.conf[name] = value
+
+    yield change
+    for name, value in before.items():
+        current_app.conf[name] = value
+
+
+def test_the_reference_site_is_fine():
+    assert ids(checks.check_celery()) == []
+
+
+def test_a_site_without_a_celery_app_is_told():
+    code = "from delivery import dispatch; print(dispatch.site_app().configured)"
+    settings = "from django.conf import settings; settings.configure(); "
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", settings + code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_no_app(app):
+    app(configured=False, eager=True)
+    assert ids(checks.check_celery()) == ["delivery.W001"]
+
+
+def test_eager_mode(option):
+    option("task_always_eager", True)
+    assert ids(checks.check_celery()) == ["delivery.W002"]
+
+
+def test_json_must_be_accepted(option):
+    option("accept_content", ["pickle"])
+    assert ids(checks.check_celery()) == ["delivery.E006"]
+
+
+def test_queues_that_the_app_does_not_declare(option):
+    option("task_create_missing_queues", False)
+    assert set(ids(checks.check_celery())) == {"delivery.E007"}
+
+
+def test_no_live_worker(monkeypatch):
+    monkeypatch.setattr(workers, "alive", frozenset)
+    (message,) = checks.check_workers()
+    assert message.id == "delivery.W003"
+    assert "'delivery'" in message.msg
+
+
+def test_a_live_worker(monkeypatch):
+    monkeypatch.setattr(workers, "alive", lambda: frozenset({"worker@host"}))
+    assert ids(checks.check_workers()) == []
+
+
+def test_redis_does_not_answer(monkeypatch):
+    def away() -> frozenset[str]:
+        raise BufferUnavailable("Redis: ConnectionError")
+
+    monkeypatch.setattr(workers, "alive", away)
+    assert ids(checks.check_workers()) == ["delivery.W004"]
+
+
+def test_what_runs_is_looked_at_only_on_demand():
+    """`manage.py check` and `migrate` are run where nothing else runs yet."""
+    assert checks.check_workers not in registry.get_checks()
+    assert checks.check_workers in registry.get_checks(include_deployment_checks=True)
+
+
+def test_our_queue_is_where_the_site_routes_our_tasks(monkeypatch, settings):
+    settings.DELIVERY = {key: value for key, value in settings.DELIVERY.items() if key not in ("QUEUE", "SEAL_QUEUE")}
+    assert dispatch.queue_of(dispatch.STORE) == current_app.conf.task_default_queue
+    routes = prepare([{"delivery.*": {"queue": "elsewhere"}}])
+    monkeypatch.setattr(current_app.amqp, "router", Router(routes, current_app.amqp.queues, True, app=current_app))
+    assert dispatch.queue_of(dispatch.STORE) == "elsewhere"
+    assert "elsewhere" not in current_app.amqp.queues
