@@ -18,6 +18,8 @@ from typing import Any
 
 import uvicorn
 
+from delivery.launch import guards
+
 logger = logging.getLogger(__name__)
 
 #: How long uvicorn waits, in seconds, for what `before_close` has left.
@@ -42,7 +44,8 @@ class WebOptions:
             application,
             host=self.host,
             port=self.port,
-            ws="websockets-sansio",  # the only one with backpressure both ways
+            http=guards.GuardedHttp,
+            ws=guards.GuardedWebSocket,  # websockets-sansio, the only one with backpressure both ways
             ws_max_size=self.message_limit,
             ws_per_message_deflate=False,
             ws_ping_interval=20.0,

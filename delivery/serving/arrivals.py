@@ -30,7 +30,8 @@ class Arrivals:
     def __init__(self, process: Process, receive: Receive) -> None:
         self._process = process
         self._receive = receive
-        self._reading: asyncio.Future[dict[str, Any]] | None = None
+        self._reading: asyncio.Future[dict[str, Any]] | None = None  # what comes next from the socket
+        self._arriving: asyncio.Future[dict[str, Any]] | None = None  # and what arrives next
         self._storing: asyncio.Task[None] | None = None
         self._arrived: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
@@ -38,13 +39,11 @@ class Arrivals:
         """Return what comes next: a message of the socket, or that a large one has arrived. An ASGI `receive`."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._receive())
-        arriving = asyncio.ensure_future(self._arrived.get())
-        try:
-            await asyncio.wait({self._reading, arriving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not arriving.done():
-                arriving.cancel()
-        if arriving.done() and not arriving.cancelled():
+        if self._arriving is None:
+            self._arriving = asyncio.ensure_future(self._arrived.get())
+        await asyncio.wait({self._reading, self._arriving}, return_when=asyncio.FIRST_COMPLETED)
+        if self._arriving.done():
+            arriving, self._arriving = self._arriving, None
             return arriving.result()
         reading, self._reading = self._reading, None
         return reading.result()
@@ -83,11 +82,13 @@ class Arrivals:
 
     async def end(self) -> None:
         """Let go: the socket is gone. What nobody was handed is not kept."""
-        for task in (self._reading, self._storing):
+        for task in (self._reading, self._storing, self._arriving):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        while not self._arrived.empty():
-            payload = self._arrived.get_nowait()["payload"]
-            if payload is not None:
-                await self._process.db(ending.cancel_payload, payload, by="")
+        left = [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
+        if self._arriving is not None and not self._arriving.cancelled():
+            left.append(self._arriving.result())
+        for message in left:
+            if message["payload"] is not None:
+                await self._process.db(ending.cancel_payload, message["payload"], by="")

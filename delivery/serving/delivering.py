@@ -82,7 +82,7 @@ async def accepted(session: Session, sender: Sender) -> None:
         if session.outflows.get(sender.handle) is not outflow:
             return
     try:
-        displaced = await session.process.db(
+        displaced = await session.db(
             deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
         )
     except Refused as refused:
@@ -125,7 +125,7 @@ async def rejected(session: Session, sender: Sender, code: str) -> None:
     if outflow is not None:
         session.offering.set_aside(outflow.waiting.transfer)
         if code == "declined":
-            await session.process.db(deliveries.decline, outflow.waiting.transfer, session.client)
+            await session.db(deliveries.decline, outflow.waiting.transfer, session.client)
         session.offering.look()
 
 
@@ -138,7 +138,7 @@ async def aborted(session: Session, sender: Sender, message: messages.Abort) -> 
             if message.code == "digest":  # its own disk, or ours: somebody is to look
                 logger.error("client %s received other bytes than payload %s", session.client, outflow.waiting.payload)
                 timeline.note("damaged", payload=outflow.waiting.payload, transfer=outflow.waiting.transfer)
-            await session.process.db(deliveries.decline, outflow.waiting.transfer, session.client)
+            await session.db(deliveries.decline, outflow.waiting.transfer, session.client)
         else:
             await detach(session, outflow)
         session.offering.look()
@@ -151,4 +151,4 @@ async def detach(session: Session, outflow: Outflow) -> None:
         await session.process.write_positions()
         channel = session.require_holder().channel
         transfer = outflow.waiting.transfer
-        await session.process.db(deliveries.detach, transfer, session.client, channel, close_code=session.close_code)
+        await session.db(deliveries.detach, transfer, session.client, channel, close_code=session.close_code)

@@ -18,15 +18,17 @@ from delivery.transfers.holders import Holder
 if TYPE_CHECKING:
     from delivery.serving.session import Session
 
+MOST_GROUPS = 256  # of one hello: each is a question to the policy
+
 
 async def greet(session: Session, hello: messages.Hello) -> None:
     """Answer a hello with a welcome, or close the connection."""
     if session.login is None:
-        found = await session.process.db(login.login_of_token, hello.token)
+        found = await session.db(login.login_of_token, hello.token)
         if isinstance(found, Refusal):
             return session.close(4401, found.value)
         session.login = found
-    session.quota = await session.process.db(policy.current().quota, session.user)
+    session.quota = await session.db(policy.current().quota, session.user)
     if session.count() > session.quota.connections:
         return session.refuse(ProtocolViolation(CLOSE_CODES[4429].reason, 4429))
     try:
@@ -37,7 +39,8 @@ async def greet(session: Session, hello: messages.Hello) -> None:
     session.client = hello.client
     channel = session.socket.channel_name
     session.holder = Holder(session.user.pk, hello.client, secrets.token_hex(8), order, channel)
-    groups = await session.process.db(deliveries.join, session.user, hello.groups) if hello.groups else []
+    wanted = hello.groups[:MOST_GROUPS]
+    groups = await session.db(deliveries.join, session.user, wanted) if wanted else []
     _welcome(session, session.holder, groups)
     if hello.receive:
         await _receive(session, groups)

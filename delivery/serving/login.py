@@ -63,7 +63,10 @@ def origin_allowed(request: Request) -> bool:
     if request.origin is None:
         return True
     allowed = conf.current().allowed_origins
-    parts = urlsplit(request.origin)
+    try:
+        parts = urlsplit(request.origin)
+    except ValueError:  # "http://[": no address that any browser sends
+        return False
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return False
     if allowed is not None:

@@ -62,9 +62,7 @@ class Offering:
         session = self._session
         while (room := self._room()) > 0:
             known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
-            found = await session.process.db(
-                deliveries.waiting, session.user.pk, session.client, known=known, most=room
-            )
+            found = await session.db(deliveries.waiting, session.user.pk, session.client, known=known, most=room)
             for waiting in found[: self._room()]:
                 if not self._known(waiting.transfer):  # it may have been pushed while we looked
                     self._offer(waiting)

@@ -27,6 +27,7 @@ from delivery.serving.intake import Intake
 from delivery.serving.login import Login, Refusal
 from delivery.serving.offering import Offering
 from delivery.serving.outflow import Outflow
+from delivery.serving.pacing import Pacing
 from delivery.serving.writer import ConnectionClosed, Socket, Writer
 from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
@@ -34,8 +35,6 @@ from delivery.transfers.holders import Holder
 
 logger = logging.getLogger(__name__)
 
-UNFLUSHED_BYTES = 4 * 1024 * 1024  # of one connection, in this process's memory alone
-UNFLUSHED_SECONDS = 15.0
 TICK_SECONDS = 1.0
 CONFIRM_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
@@ -74,6 +73,8 @@ class Session:
         self.socket = socket
         self._options = options
         self._counted = False  # among the user's connections
+        self._pacing = Pacing(self)
+        self.db = self._pacing.db
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Session:
         now = time.monotonic()
         if self.login is None or now - self.confirmed_at < CONFIRM_SECONDS:
             return
-        (holds,) = await self.process.db(login.still_valid, [self.login])
+        (holds,) = await self.db(login.still_valid, [self.login])
         self.confirmed_at = now
         if not holds:
             self.revoke()
@@ -189,17 +190,19 @@ class Session:
     # -- what comes --------------------------------------------------------------------------------------------------
 
     async def text(self, text: str) -> None:
-        """Take a text message."""
-        if not self._deaf():
-            try:
-                self.act(self.connection.receive_text(text, time.monotonic()))
-            except ProtocolViolation as violation:
-                self.refuse(violation)
-            self.wake()
+        """Take a text message. Waits where its peer asks for more than we can do, or reads none of the answers."""
+        if self.deaf:
+            return
+        try:
+            self.act(self.connection.receive_text(text, time.monotonic()))
+        except ProtocolViolation as violation:
+            self.refuse(violation)
+        self.wake()
+        await self._pacing.wait()
 
     async def data(self, data: bytes) -> None:
         """Take a binary message. Waits where too much of this connection is in memory alone: TCP slows the peer down."""
-        if self._deaf():
+        if self.deaf:
             return
         try:
             self.act(self.connection.receive_bytes(data, time.monotonic()))
@@ -209,24 +212,17 @@ class Session:
             return
         if self.connection.outbox:  # a nack
             self.wake()
-        if self._unflushed() >= UNFLUSHED_BYTES:
-            await self._until_flushed()
+        await self._pacing.wait()
 
-    def _deaf(self) -> bool:
-        """Return whether what comes is discarded: we are going away, and the peer may not know yet."""
+    @property
+    def deaf(self) -> bool:
+        """Whether what comes is discarded: we are going away, and the peer may not know yet."""
         return self.leaving or self.closing
 
-    def _unflushed(self) -> int:
-        return sum(intake.unflushed for intake in self.intakes.values())
-
-    async def _until_flushed(self) -> None:
-        # Never for long: pongs are not read meanwhile. Past it the intake itself gives up on the buffer.
-        try:
-            async with asyncio.timeout(UNFLUSHED_SECONDS):
-                for intake in list(self.intakes.values()):
-                    await intake.below(UNFLUSHED_BYTES // 2)
-        except TimeoutError:
-            logger.warning("connection of %s: the buffer is slow", self.client)
+    @property
+    def busy(self) -> int:
+        """How many tasks serve this connection."""
+        return len(self._tasks)
 
     def act(self, happened: list[events.Event]) -> None:
         """Do what the core's events ask for."""
@@ -307,7 +303,7 @@ class Session:
 
     async def _look_for(self, address: str) -> None:
         if address.startswith(policy.GROUP):
-            await self.process.db(deliveries.catch_up, self.user.pk, address)
+            await self.db(deliveries.catch_up, self.user.pk, address)
         self.offering.look()
 
     # -- time --------------------------------------------------------------------------------------------------------

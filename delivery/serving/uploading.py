@@ -96,13 +96,15 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     await session.confirm()
     if _may_come_whole(session, receiver) and (finished := await _take_whole(session, receiver, offer)) is not None:
         return finished
-    earlier = await session.process.db(uploads.find, session.user.pk, session.require_holder(), offer)
+    if len(session.intakes) >= conf.current().max_live_transfers:
+        raise Refused("busy", "too many live transfers on this connection", retry_after=BUSY_RETRY_AFTER)
+    earlier = await session.db(uploads.find, session.user.pk, session.require_holder(), offer)
     if earlier is None and session.process.buffer_full and not _is_inline(offer):
         raise Refused("busy", "the buffer is full", retry_after=BUSY_RETRY_AFTER)
     workers = bool(await session.process.workers_alive())
     if earlier is not None and workers:
         await _settle(session, earlier)
-    return await session.process.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+    return await session.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
 
 
 def _may_come_whole(session: Session, receiver: Receiver) -> bool:
@@ -181,7 +183,7 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
         finished = await intake.run()
     except TransferAborted as aborted:
         if aborted.code == "digest":
-            await session.process.db(ending.fail, intake.opened.payload, "digest")
+            await session.db(ending.fail, intake.opened.payload, "digest")
         final = aborted.final and aborted.code not in ("storage_unavailable", "busy")
         drop(session, intake, aborted.code, final=final, message=aborted.message)
         return
@@ -234,10 +236,10 @@ async def aborted(session: Session, receiver: Receiver, message: messages.Abort)
     if intake is None:
         return
     if message.final and message.code == "too_large":  # it was we who found that
-        await session.process.db(ending.fail, intake.opened.payload, message.code)
+        await session.db(ending.fail, intake.opened.payload, message.code)
     elif message.final:
         by = policy.address_of(session.user)
-        await session.process.db(ending.cancel_payload, intake.opened.payload, by=by)
+        await session.db(ending.cancel_payload, intake.opened.payload, by=by)
     else:
         await detach(session, intake)
 
@@ -248,7 +250,7 @@ async def detach(session: Session, intake: Intake | InlineIntake) -> None:
         await asyncio.wait([intake.task])  # two may not flush at once
     await intake.detach()
     holder = session.require_holder()
-    await session.process.db(
+    await session.db(
         uploads.detach, intake.opened.transfer, holder.session, lease=intake.lease, close_code=session.close_code
     )
 
@@ -273,10 +275,10 @@ async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Fini
     if not isinstance(opened, Opened):
         return
     if receiver.state is State.ABORTED:
-        await session.process.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
+        await session.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
     else:
         holder = session.require_holder()
-        await session.process.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)
+        await session.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)
 
 
 async def _settle(session: Session, earlier: Earlier) -> None:
@@ -328,7 +330,7 @@ async def _until_stored(session: Session, earlier: Earlier, chunk_size: int, end
     await session.process.subscriber.add(earlier.payload.hex, on_wake)
     try:
         while True:
-            lease, position, _ = await session.process.db(uploads.position, earlier.transfer)
+            lease, position, _ = await session.db(uploads.position, earlier.transfer)
             if lease != earlier.lease or position >= end:
                 return
             woken.clear()

@@ -10,6 +10,7 @@ from delivery import policy
 from delivery.policy import GROUP, USER
 
 MAX_NAME = 255
+MOST_ADDRESSES = 1_000  # of one offer: each may be a query
 _SEPARATORS = re.compile(r"[/\\]")
 
 
@@ -31,8 +32,11 @@ def clean_type(content_type: str) -> str:
 def canonical(rules: policy.DefaultPolicy, to: Sequence[str]) -> list[str] | None:
     """Return addresses as the rows keep them (`user:<primary key>`, `group:<name>`), each once.
 
-    None where any is malformed or names nobody: an unknown address and a forbidden one must look alike.
+    None where any is malformed or names nobody, or there are too many: an unknown address and a forbidden one must
+    look alike.
     """
+    if len(to) > MOST_ADDRESSES:
+        return None
     found: dict[str, None] = {}
     for address in to:
         one = _canonical(rules, address)

@@ -1,0 +1,125 @@
+"""Bounds that uvicorn does not have: the head of a request, the frames of a message, answers that nobody reads.
+
+All of it before any login, so that memory and time of a connection are bounded whatever its peer does. Above it stand
+uvicorn's own limit of a message and, in `serving`, ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+HEAD_BYTES = 64 * 1024  # of a request: its line and headers
+HEAD_SECONDS = 20.0
+MOST_FRAGMENTS = 16_384  # of one message: each costs 56 bytes beside its data
+MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_SECONDS`
+CONTROL_SECONDS = 10.0
+CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
+
+
+class GuardedHttp(HttpToolsProtocol):
+    """uvicorn's HTTP, with a bound on a request's head and on the time that it takes to come."""
+
+    _head_bytes = 0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._late is not None:  # the head goes on
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._end_head()
+                self.send_400_response("Request head too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def _begin_head(self) -> None:
+        if self._late is None:
+            self._head_bytes = 0
+            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _end_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, with bounds on what costs memory or time without ever becoming a message."""
+
+    _fragments = 0
+    _control_frames = 0
+    _control_since = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.close_timeout = CLOSE_SECONDS
+
+    def handle_text(self, event: Frame) -> None:
+        self._fragments = 0
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._fragments = 0
+        super().handle_bytes(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        self._fragments += 1
+        if self._fragments <= MOST_FRAGMENTS:
+            super().handle_cont(event)
+        else:
+            self._fail("too many fragments")
+
+    def handle_ping(self) -> None:
+        if not self._count_control():
+            return
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()  # the pong: its peer does not read, and only the latest ping wants an answer
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._count_control():
+            super().handle_pong(event)
+
+    def _count_control(self) -> bool:
+        now = self.loop.time()
+        if now - self._control_since >= CONTROL_SECONDS:
+            self._control_since, self._control_frames = now, 0
+        self._control_frames += 1
+        if self._control_frames > MOST_CONTROL_FRAMES:
+            self._fail("too many control frames")
+        return self._control_frames <= MOST_CONTROL_FRAMES
+
+    def _fail(self, reason: str) -> None:
+        """Close with 1008, once; what else came in the same read is dropped."""
+        self.frames = []
+        if self.conn.close_sent is None:
+            self.conn.fail(1008, reason)
+            self.handle_parser_exception()
+            self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    async def run_asgi(self) -> None:
+        """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
+        try:
+            await super().run_asgi()
+        finally:
+            self.loop.call_later(CLOSE_SECONDS + 1.0, self.transport.abort)
