@@ -99,7 +99,8 @@ class Payload(models.Model):
     def open(self) -> io.BufferedReader:
         """Open the complete payload as a seekable, read-only binary file.
 
-        Raises `UsageError` before it is complete and after it has ended; reading raises `StorageUnavailable`.
+        Raises `UsageError` before it is complete and after it has ended; reading raises `StorageUnavailable`, and
+        `IntegrityError` where stored bytes are missing.
         """
         from delivery.storage.payloads import PayloadFile  # the one import upwards, so that a row can be opened
 

@@ -16,7 +16,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.core.files.base import File
 from django.core.files.storage import InvalidStorageError, Storage, storages
 
-from delivery.errors import StorageUnavailable
+from delivery.errors import IntegrityError, StorageUnavailable
 
 PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
 
@@ -136,7 +136,8 @@ def names(alias: str, payload: UUID) -> list[str]:
 def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield `length` bytes of a file from `offset` on, as views into `buffer`, each valid until the next.
 
-    Raises `StorageUnavailable` where the file does not open or ends early.
+    Raises `StorageUnavailable` where the file does not open, and `IntegrityError` where it ends early: what it lost does
+    not come back by waiting.
     """
     with reporting(), contextlib.closing(storage(alias).open(name, "rb")) as file:
         raw: Any = _unbuffered(file)
@@ -144,7 +145,7 @@ def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) ->
         while length:
             got = raw.readinto(buffer[: min(length, len(buffer))])
             if not got:
-                raise StorageUnavailable(f"a stored file ends {length} bytes early")
+                raise IntegrityError(f"a stored file ends {length} bytes early")
             length -= got
             yield buffer[:got]
 

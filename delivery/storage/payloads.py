@@ -34,7 +34,7 @@ def segments_of(payload: Payload, start: int, end: int) -> list[Segment]:
 def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield bytes `start` to `end` of a payload as views into `buffer`, each valid until the next.
 
-    Raises `StorageUnavailable`, and `IntegrityError` where a file delivered in place has changed.
+    Raises `StorageUnavailable`, and `IntegrityError` where a file has become shorter, or changed where it lies.
     """
     if payload.inline is not None:
         yield memoryview(bytes(payload.inline))[start:end]
