@@ -7,6 +7,7 @@ uvicorn's own limit of a message and, in `serving`, ours.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,6 +19,7 @@ HEAD_SECONDS = 20.0
 MOST_FRAGMENTS = 16_384  # of one message: each costs 56 bytes beside its data
 MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_SECONDS`
 CONTROL_SECONDS = 10.0
+FAIR_SECONDS = 0.01  # of parsing without a pause for others
 CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
 
 
@@ -72,6 +74,19 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
+
+    def data_received(self, data: bytes) -> None:
+        began = time.monotonic()
+        super().data_received(data)
+        taken = time.monotonic() - began
+        if taken > FAIR_SECONDS and not self.transport.is_closing():
+            # Thousands of tiny frames. libuv would read on, up to 32 times, before anybody else has their turn.
+            self.transport.pause_reading()
+            self.loop.call_later(taken, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def handle_text(self, event: Frame) -> None:
         self._fragments = 0
