@@ -30,6 +30,7 @@ def begin(session: Session, outflow: Outflow) -> None:
     """Serve a delivery that has just been offered."""
     session.outflows[outflow.sender.handle] = outflow
     outflow.task = session.spawn(_flow(session, outflow), "delivery")
+    session.timer.start()
     session.wake()
 
 

@@ -28,6 +28,7 @@ from delivery.serving.login import Login, Refusal
 from delivery.serving.offering import Offering
 from delivery.serving.outflow import Outflow
 from delivery.serving.pacing import Pacing
+from delivery.serving.timer import Timer
 from delivery.serving.writer import ConnectionClosed, Socket, Writer
 from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
@@ -35,9 +36,7 @@ from delivery.transfers.holders import Holder
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 1.0
 CONFIRM_SECONDS = 1.0
-CLOSE_SECONDS = 2.0
 DETACH_SECONDS = 5.0
 
 
@@ -75,6 +74,7 @@ class Session:
         self._counted = False  # among the user's connections
         self._pacing = Pacing(self)
         self.db = self._pacing.db
+        self.timer = Timer(self)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Session:
     def start(self) -> None:
         self.process.sessions.add(self)
         self.spawn(self._writer.run(), "writer")
-        self.spawn(self._tick(), "ticker")
+        self.timer.start()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a task that this session owns. What escapes it closes the connection with 1011."""
@@ -105,6 +105,7 @@ class Session:
     async def end(self, code: int | None) -> None:
         """Let go of everything: the socket is gone. `code`: the close code that came, None where none did."""
         self.close_code = self.close_code or code
+        self.timer.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -140,6 +141,7 @@ class Session:
         """Send what is in the outbox, then close. Says `going_away` first where given."""
         if self._writer.close(code, reason, going_away=going_away):
             self.close_code = code
+            self.timer.close()
 
     def refuse(self, violation: ProtocolViolation) -> None:
         """Close because the peer broke the protocol."""
@@ -305,33 +307,6 @@ class Session:
         if address.startswith(policy.GROUP):
             await self.db(deliveries.catch_up, self.user.pk, address)
         self.offering.look()
-
-    # -- time --------------------------------------------------------------------------------------------------------
-
-    async def _tick(self) -> None:
-        while not self.closing:
-            now = time.monotonic()
-            longest = min(TICK_SECONDS, self.connection.heartbeat / 2)
-            await asyncio.sleep(min(longest, max(0.0, self.connection.wake_at() - now)) or 0.05)
-            self._tick_once(time.monotonic())
-            await uploading.release_held(self)
-            self.wake()
-        # The peer does not read: what waits to be sent, the close among it, is given up.
-        await asyncio.sleep(CLOSE_SECONDS)
-        self.socket.abandon()
-
-    def _tick_once(self, now: float) -> None:
-        for event in self.connection.tick(now):
-            if isinstance(event, events.HelloMissing):
-                self.close(4408, "no hello in time")
-            elif isinstance(event, events.PeerSilent):
-                self.close(1011, "no answer")
-        for receiver in list(self.connection.receivers.values()):
-            if receiver.stalled(now) and (intake := self.intakes.get(receiver.handle)) is not None:
-                uploading.drop(self, intake, "stalled", final=False)
-        for outflow in list(self.outflows.values()):
-            if outflow.sender.stalled(now):
-                delivering.drop(self, outflow, "stalled", final=False)
 
     def terms(self) -> Terms:
         options = self._options

@@ -169,6 +169,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         if early is not None and receiver.received > receiver.stored:
             intake.keep(early)
         intake.task = session.spawn(_take_in(session, intake), "upload")
+        session.timer.start()
     session.wake()
     if opened.displaced:
         await notify.atell_channel(opened.displaced, "taken_over", transfer=opened.transfer.hex, lease=opened.lease)
