@@ -11,17 +11,19 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from faults import site
+from faults.commands import Command
 from faults.network import Network
 from faults.people import Move, Party, every
 from faults.site import ask
 from faults.stack import Stack
 
+T = TypeVar("T")
 KIB, MIB = 1024, 1024 * 1024
 #: Sizes at which something changes: empty, inline, one chunk, one range, and a byte on either side.
 EDGES = (
@@ -64,6 +66,7 @@ class Trial:
         self.deadline = deadline
         self.outcome = Outcome()
         self.parties: list[Party] = []
+        self.commands: list[Command] = []
         self.moves: list[Move] = []
         self.digests: dict[str, str] = {}
         self.may_orphan = False
@@ -90,6 +93,14 @@ class Trial:
         self._people += [person.pk for person in found]
         return found
 
+    async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
+        """Enter a context for as long as the trial lasts."""
+        return await self._exits.enter_async_context(manager)
+
+    async def deliver(self, name: str, size: int, people: list[site.Person]) -> str:
+        """Deliver random bytes from the server's side; return the payload's id."""
+        return await ask(site.deliver_to, self.data(name, size), [person.pk for person in people], name=name)
+
     def data(self, name: str, size: int) -> bytes:
         """Return random bytes, and remember their digest under a payload's name."""
         start = self.random.randrange(POOL_BYTES - size + 1)
@@ -99,10 +110,10 @@ class Trial:
 
     async def party(self, name: str, person: site.Person, *, rate: float = 0.0, **options: Any) -> Party:
         """Let somebody take part, behind a network of their own."""
-        network = await self._exits.enter_async_context(Network(self.stack.port, rate=rate))
+        network = await self.enter(Network(self.stack.port, rate=rate))
         folder = self.folder / name
         folder.mkdir()
-        party = await self._exits.enter_async_context(Party(name, person, network, folder, **options))
+        party = await self.enter(Party(name, person, network, folder, **options))
         self.parties.append(party)
         party.moves = self.moves
         return party
@@ -114,8 +125,7 @@ class Trial:
         count = recipients or draw.choice((1, 2))
         people = await self.people(1 + count)
         before = before or draw.choice(BEFORES)
-        others = [person.pk for person in people[1:]]
-        await ask(site.deliver_to, self.data("before.bin", before), others, name="before.bin")
+        await self.deliver("before.bin", before, people[1:])
         self.sender = await self.party("sender", people[0], rate=self.rate)
         self.recipients = [
             await self.party(f"recipient{number}", person, rate=self.rate, receive=True)
@@ -186,6 +196,9 @@ class Trial:
         for party in self.parties:
             self.outcome.problems += party.watch.problems
             self.outcome.again_bytes += party.again_bytes
+        for command in self.commands:
+            self.outcome.problems += command.watch.problems
+            self.outcome.again_bytes += command.again_bytes
         self.outcome.again_bytes += sum(self.more_again)
         return self.outcome
 
@@ -255,6 +268,8 @@ class Trial:
         self.outcome.log += await ask(site.dump, self._people)
         for party in self.parties:
             self.outcome.log += party.watch.log[-60:]
+        for command in self.commands:
+            self.outcome.log += [*command.watch.log[-60:], *command.complaints]
 
     async def leave(self) -> None:
         """Let go of everybody, and of everything that was moved."""
@@ -265,6 +280,8 @@ class Trial:
                 undo()
 
     async def _let_go(self) -> None:
+        for command in self.commands:
+            await command.end()
         await self._exits.aclose()
         payloads = await ask(site.payloads_of, self._people)
         await ask(site.discard, self._people)
