@@ -39,7 +39,8 @@ def draining(worker: str) -> bool:
 
 
 class Heartbeat:
-    """Says every few seconds that this worker lives, and once that it goes. One thread of the worker's main process.
+    """Says every few seconds that this worker lives, and once that it goes. Two threads of the worker's main process: a
+    Redis that does not answer may hold the one that beats.
 
     `stores`: it takes our short tasks. One that only seals is no worker for transfers to wait for, but its sealing is to
     stop when it drains.
@@ -49,10 +50,13 @@ class Heartbeat:
         self.worker = worker
         self._stores = stores
         self._going: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._gone = threading.Event()
         self._told = threading.Event()
+        self._speaking = threading.Lock()  # nothing may say that it lives after it was said that it goes
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="delivery heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, name="delivery heartbeat", daemon=True).start()
+        threading.Thread(target=self._wait_to_go, name="delivery drain", daemon=True).start()
 
     def go(self) -> None:
         """Say that it takes no more tasks. Safe inside a signal handler, and more than once."""
@@ -62,22 +66,28 @@ class Heartbeat:
         """Wait until that is said, for 2 s at most: a shutdown waits for nobody longer."""
         self._told.wait(TELL_SECONDS)
 
-    def _run(self) -> None:
-        self._beat()
-        if self._stores:
-            notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
-        while True:
-            try:
-                self._going.get(timeout=workers.RENEW_SECONDS)
-            except queue.Empty:
-                self._beat()
-                continue
-            self._leave()
-            self._told.set()
-            return self._end_stuck()
-
     def _beat(self) -> None:
-        self._attempt(workers.renew if self._stores else workers.stay, "heartbeat")
+        self._say_alive()
+        if self._stores and not self._gone.is_set():
+            notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
+        while not self._gone.wait(workers.RENEW_SECONDS):
+            self._say_alive()
+
+    def _say_alive(self) -> None:
+        with self._speaking:
+            if not self._gone.is_set():
+                self._attempt(workers.renew if self._stores else workers.stay, "heartbeat")
+
+    def _wait_to_go(self) -> None:
+        self._going.get()
+        self._gone.set()
+        self._leave()
+        self._told.set()
+        self._end_stuck()
+
+    def _say_gone(self) -> None:
+        with self._speaking:
+            self._attempt(workers.leave, "draining is told late or not at all")
 
     def _attempt(self, change: Callable[[str], None], what: str) -> None:
         try:
@@ -88,9 +98,7 @@ class Heartbeat:
     def _leave(self) -> None:
         # First into Redis, then to everybody: who hears of it and looks who is left must not find this worker. In a
         # thread, since a Redis that does not answer may take long and the channel layer's may be another one.
-        leaving = threading.Thread(
-            target=self._attempt, args=(workers.leave, "draining is told late or not at all"), daemon=True
-        )
+        leaving = threading.Thread(target=self._say_gone, name="delivery leave", daemon=True)
         leaving.start()
         leaving.join(TELL_SECONDS / 2)
         try:
@@ -109,7 +117,7 @@ class Heartbeat:
         if seconds is None:
             return
         time.sleep(float(seconds))
-        while clients.answers():
+        while clients.answers() or clients.answers():
             time.sleep(1.0)
         logger.error("Redis does not answer %s s after the signal; ending anyway", seconds)
         for child in billiard.active_children():

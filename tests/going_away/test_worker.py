@@ -149,7 +149,7 @@ async def test_sigterm_while_starting(rig: Rig, pool: str, seconds: float) -> No
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
 async def test_ends_in_time_with_redis_away(rig: Rig, how: signal.Signals, pool: str) -> None:
-    worker = rig.worker("worker", f"--pool={pool}", "--end-after=4")
+    worker = rig.worker("worker", f"--pool={pool}", "--end-after=2")
     worker.wait_ready()
     rig.redis.send(how)
     await asyncio.sleep(0.5)
