@@ -11,8 +11,8 @@ from delivery.management.commands.delivery_worker import Command
 
 ROOT = Path(__file__).parents[2]
 WEB_SECONDS = Settings().drain_grace + web.LAST_SECONDS
-#: `--end-after`, a Redis that is asked twice for 2 s, and a look of a second.
-WORKER_SECONDS = Command().create_parser("manage.py", "delivery_worker").get_default("end_after") + 5
+#: `--end-after`; 2 s of telling before it, twice 2 s of asking Redis after it, and a look of a second.
+WORKER_SECONDS = Command().create_parser("manage.py", "delivery_worker").get_default("end_after") + 7
 
 
 def compose_grace(service: str) -> float:
