@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from uuid import UUID
 
@@ -92,13 +93,12 @@ def _release(payload_id: UUID, sealer: str) -> None:
 def _digest(payload: Payload, sealer: str, draining: Callable[[], bool]) -> str | None:
     """Return the SHA-256 of what is stored; None where the task is to stop, or lost its claim."""
     digest = hashlib.sha256()
-    beat = timezone.now()
+    beat = time.monotonic()
     for piece in payloads.pieces(payload, 0, payload.size or 0, memoryview(bytearray(PIECE_BYTES))):
         digest.update(piece)
-        now = timezone.now()
-        if abs((now - beat).total_seconds()) >= HEARTBEAT_SECONDS:
-            beat = now
+        if time.monotonic() - beat >= HEARTBEAT_SECONDS:
+            beat = time.monotonic()
             mine = Payload.objects.filter(pk=payload.pk, sealer=sealer, state=PayloadState.SEALING)
-            if draining() or not mine.update(sealing_at=now):
+            if draining() or not mine.update(sealing_at=timezone.now()):
                 return None
     return digest.hexdigest()

@@ -102,8 +102,9 @@ def _needed(order: StoreOrder) -> bool:
 def _covered(order: StoreOrder) -> bool:
     """Return whether any stored segment overlaps the run: another attempt was faster."""
     end = order.offset + order.length
-    before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset").first()
-    return before is not None and before.offset + before.length > order.offset
+    before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset")
+    last = before.values_list("offset", "length").first()
+    return last is not None and sum(last) > order.offset
 
 
 def _commit(order: StoreOrder, name: str, worker: str) -> None:
@@ -132,7 +133,10 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
         files.delete(alias, name)
         raise
     else:
+        # Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
+        notify.wake(order.payload, "stored", lease=order.lease, position=row.position, worker=worker)
         chunks.drop(order.run)
+        return
     _tell_position(order, worker)
 
 
