@@ -68,11 +68,11 @@ class Stack(LiveStack):
         folder = self.payload_folder / str(uuid.UUID(str(payload)))
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
-    def has_buffered(self, payload: object) -> bool:
-        """Return whether chunks of a payload are in Redis."""
+    def buffered(self, payload: object) -> int:
+        """Return how many chunks of a payload are in Redis."""
         pattern = f"{LAYOUT_PREFIX}*:c:{uuid.UUID(str(payload)).hex}:*"
         with contextlib.closing(self.redis()) as client:
-            return any(client.scan_iter(pattern, count=1000))
+            return sum(1 for _ in client.scan_iter(pattern, count=1000))
 
     def kill(self, kind: str) -> None:
         """SIGKILL the only part of a kind, and wait until another one is there."""
@@ -98,11 +98,18 @@ class WebProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(lambda: "Uvicorn running" in self._log.read_text(), what="web process")
+        wait_until(lambda: "Uvicorn running" in self.log(), what="web process")
 
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws/delivery/"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
         self._process.terminate()

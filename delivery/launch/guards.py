@@ -78,11 +78,20 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         began = time.monotonic()
         super().data_received(data)
+        if not self.handshake_initiated:
+            self._refuse_handshake()
+            return
         taken = time.monotonic() - began
         if taken > FAIR_SECONDS and not self.transport.is_closing():
             # Thousands of tiny frames. libuv would read on, up to 32 times, before anybody else has their turn.
             self.transport.pause_reading()
             self.loop.call_later(taken, self._read_on)
+
+    def _refuse_handshake(self) -> None:
+        """Send why the handshake is refused (a header above 8 KiB: 431). uvicorn says nothing and waits for ever."""
+        if self.conn.handshake_exc is not None:
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def _read_on(self) -> None:
         if not self.read_paused and not self.transport.is_closing():
