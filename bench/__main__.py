@@ -12,10 +12,12 @@ from pathlib import Path
 
 from bench import install, machine
 from bench.bench import Bench, Plan
-from bench.figures import Figure, Results, table
+from bench.figures import Figure, Results, put_into, table
 from bench.rows import ROWS, chosen
 
-RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "latest.json"
+PAGE = HERE.parent / "docs" / "explanation" / "performance.md"
 
 
 def _say(text: str) -> None:
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (figure := measure(name, plan)) is not None:
             entries.append(figure.entry(where, datetime.datetime.now(datetime.UTC)))
             results.replace(entries, list(ROWS))  # at once: a run that is broken off keeps what it has
+    if options.results == RESULTS:
+        put_into(PAGE, results.read())
     print(f"\n{where}\n\n{table(entries)}")
     for entry in entries:
         _print_cost(entry)

@@ -141,6 +141,20 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+BEGIN, END = "<!-- measured: python -m bench -->", "<!-- /measured -->"
+
+
+def put_into(page: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Renew the table between the two marks of a page. Raises ValueError where they are missing."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for a table")
+    machines = sorted({f"{entry['measured'][:10]}, {entry['machine']}" for entry in entries})
+    text = "\n\n".join([table(entries), *machines]) if entries else "Nothing has been measured yet."
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
 class Results:
     """`latest.json`: a list of rows. A run of some rows replaces these and leaves the others."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.figures import Figure, Results, Span, percentile, ratios, table
+from bench.figures import BEGIN, END, Figure, Results, Span, percentile, put_into, ratios, table
 
 WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -86,3 +86,25 @@ def test_rows_that_no_longer_exist_leave_the_file(tmp_path: Path) -> None:
     results.replace([figure("gone").entry("m", WHEN)], ["gone"])
     assert results.replace([figure().entry("m", WHEN)], ["upload_vs_nginx_put"]) == results.read()
     assert [entry["name"] for entry in results.read()] == ["upload_vs_nginx_put"]
+
+
+def test_page_gets_the_table_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    put_into(page, [figure().entry("a machine", WHEN)])
+    text = page.read_text()
+    assert "| upload_vs_nginx_put |" in text
+    assert "2026-01-02, a machine" in text
+    assert "old" not in text
+    assert text.startswith("# Before")
+    assert text.endswith("after\n")
+    put_into(page, [figure().entry("a machine", WHEN)])
+    assert page.read_text() == text
+
+
+def test_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("nothing here")
+    with pytest.raises(ValueError, match="no place"):
+        put_into(page, [])
+    assert page.read_text() == "nothing here"
