@@ -135,6 +135,14 @@ class Wire:
         """Begin to take in what the server says."""
         self._reading = asyncio.create_task(self._read())
 
+    async def stop_reading(self) -> None:
+        """Take in nothing more: TCP's window closes."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._reading = None
+            self.close = None
+
     async def _read(self) -> None:
         try:
             while self.close is None:
