@@ -29,7 +29,7 @@ format: $(STAMP) ## put imports and layout right
 	$(BIN)/ruff format
 
 test: lint ## check style and types, then run every test on real parts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
 	@$(BIN)/python -m demo $(if $(FILE),"$(FILE)")

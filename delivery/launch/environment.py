@@ -42,7 +42,9 @@ def manage_directory() -> Path:
     """Return the directory of the running `manage.py`, from which the site's packages are imported."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
-        return Path.cwd()  # `python -m django`: beside it lies Django's own `http`, which must not hide the standard one
+        return (
+            Path.cwd()
+        )  # `python -m django`: beside it lies Django's own `http`, which must not hide the standard one
     return script.resolve().parent
 
 
