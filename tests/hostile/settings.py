@@ -3,4 +3,6 @@
 from project.settings import *  # noqa: F403
 from project.settings import DELIVERY as SHIPPED
 
-DELIVERY = {**SHIPPED, "POLICY": "tests.hostile.policy.TightPolicy"}
+MOST_LIVE = 48
+
+DELIVERY = {**SHIPPED, "POLICY": "tests.hostile.policy.TightPolicy", "MAX_LIVE_TRANSFERS": MOST_LIVE}

@@ -14,14 +14,15 @@ import pytest
 from delivery import deliver
 from delivery.models import Payload
 from tests.hostile.conftest import MIB, Open, Target
+from tests.hostile.settings import MOST_LIVE
 from tests.hostile.wire import BINARY, CONT, PING, PONG, TEXT, Wire, frame, said
 from tests.quick_settings import HEARTBEAT_SECONDS
 from tests.stack import Person, Site, WebProcess
 
 pytestmark = pytest.mark.usefixtures("unharmed")
-FLOOD_SECONDS = 2.0
+FLOOD_SECONDS = 1.0
 PEAK_BYTES = 48 * MIB
-ONE_BYTE_TRANSFERS = int(os.environ.get("DELIVERY_ONE_BYTE_TRANSFERS", "2000"))  # 10,000 for the full row
+ONE_BYTE_TRANSFERS = int(os.environ.get("DELIVERY_ONE_BYTE_TRANSFERS", "1000"))  # 10,000 for the full row
 SILENT_SOCKETS = 500
 
 
@@ -165,19 +166,18 @@ async def test_more_than_16_unanswered_offers_close_4429(open_wire: Open, mallor
 
 async def test_live_transfers_of_a_connection_are_bounded(open_wire: Open, mallory: Person) -> None:
     wire = await open_wire(mallory)
-    for number in range(1, 257):
+    for number in range(1, MOST_LIVE + 1):
         await wire.send(offer(number, size=100))
         await wire.hear("accept", handle=number)
-    await wire.send(offer(257, size=100))
-    refused = await wire.hear("reject", handle=257)
+    await wire.send(offer(MOST_LIVE + 1, size=100))
+    refused = await wire.hear("reject", handle=MOST_LIVE + 1)
     assert refused["code"] == "busy"
     assert refused["retry_after"] > 0
 
 
 async def test_an_offer_to_thousands_is_refused_without_looking_them_up(open_wire: Open, mallory: Person) -> None:
     wire = await open_wire(mallory)
-    spellings = [f"user:{'0' * zeros}{mallory.pk}" for zeros in range(300)] * 9
-    await wire.send(offer(1, to=spellings[:1001]) if len(str(spellings)) < 60_000 else offer(1, to=["group:x"] * 4000))
+    await wire.send(offer(1, to=["group:x"] * 1001))
     assert (await wire.hear("reject", handle=1))["code"] == "forbidden"
 
 
@@ -229,13 +229,6 @@ async def test_a_sender_of_a_few_bytes_a_heartbeat_is_dropped(
             break
         await asyncio.sleep(HEARTBEAT_SECONDS / 5)
     assert await wire.closes() == (1011, "no answer")
-
-
-async def test_a_request_that_never_ends_is_cut(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HEAD_SECONDS is 20 s: looked at in the guard itself, on a loop of the test's own."""
-    from delivery.launch import guards
-
-    assert guards.HEAD_SECONDS <= 20
 
 
 # -- recipients --------------------------------------------------------------------------------------------------------
