@@ -67,8 +67,9 @@ def _welcome(session: Session, holder: Holder, groups: list[str]) -> None:
 
 async def _receive(session: Session, groups: list[str]) -> None:
     """Offer what waits, and what arrives from now on."""
-    await session.socket.join(notify.group_of(policy.address_of(session.user)))
-    for name in groups:
-        await session.socket.join(notify.group_of(policy.GROUP + name))
+    addresses = [policy.address_of(session.user), *(policy.GROUP + name for name in groups)]
+    for address in addresses:
+        await session.socket.join(notify.group_of(address))
+    session.process.lookout.join(session, addresses)
     session.spawn(session.offering.run(), "offering")
     session.offering.look()

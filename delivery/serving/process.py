@@ -27,6 +27,7 @@ from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
 from delivery.serving.login import Login
+from delivery.serving.lookout import LOOK_SECONDS, Lookout
 from delivery.serving.rates import OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events, small
@@ -66,6 +67,7 @@ class Process:
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable()
+        self.lookout = Lookout(self)
         self.offers = OfferRates()
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(
             partial(self._write_batch, small.take), "small uploads"
@@ -94,6 +96,7 @@ class Process:
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
             asyncio.create_task(self._every(MEMORY_SECONDS, self.check_memory), name="delivery memory"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
+            asyncio.create_task(self._every(LOOK_SECONDS, self.lookout.look), name="delivery lookout"),
         ]
 
     async def stop(self) -> None:

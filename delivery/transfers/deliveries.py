@@ -124,6 +124,15 @@ def catch_up(user: Any, address: str) -> None:
         completing.create_for_users(found.payload, [user])
 
 
+def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
+    """Return those of `addresses` for which something has arrived since then, and nobody has it yet."""
+    rows = Transfer.objects.filter(direction=Direction.DELIVERY, state=TransferState.LIVE, created_at__gt=since)
+    found = {f"{policy.USER}{user}" for user in rows.order_by().values_list("user_id", flat=True).distinct()}
+    groups = Address.objects.filter(address__startswith=policy.GROUP, payload__state=PayloadState.COMPLETE)
+    found |= set(groups.filter(payload__completed_at__gt=since).values_list("address", flat=True).distinct())
+    return found.intersection(addresses)
+
+
 def take(transfer: UUID, holder: Holder, position: int) -> str:
     """Move a delivery to the connection that accepted it, from byte `position` on.
 

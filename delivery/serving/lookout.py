@@ -1,0 +1,49 @@
+"""What has arrived although nobody was told: control events may be lost (DESIGN, "Wake-ups").
+
+One question to the database for all connections of the process, every few seconds; who stays connected for days is
+offered what waits for them within that time, whatever the channel layer dropped.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from django.utils import timezone
+
+from delivery.transfers import deliveries
+
+if TYPE_CHECKING:
+    from delivery.serving.process import Process
+    from delivery.serving.session import Session
+
+LOOK_SECONDS = 10.0
+#: Looked at again each time: rows are dated before they are committed, by the clocks of several machines.
+OVERLAP = datetime.timedelta(seconds=60)
+
+
+class Lookout:
+    """The connections that receive, and for which addresses. Belongs to one event loop."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._sessions: WeakKeyDictionary[Session, Sequence[str]] = WeakKeyDictionary()
+        self._since = timezone.now() - OVERLAP
+
+    def join(self, session: Session, addresses: Sequence[str]) -> None:
+        """Look out for what arrives for `addresses`, for as long as the session lives."""
+        self._sessions[session] = addresses
+
+    async def look(self) -> None:
+        """Have each session that something new is for look for it. Raises what the database raises."""
+        sessions = [one for one in self._sessions.items() if one[0] in self._process.sessions]
+        now = timezone.now()
+        if sessions:
+            groups = {address for _, addresses in sessions for address in addresses}
+            found = await self._process.db(deliveries.arrived, groups, self._since)
+            for session, addresses in sessions:
+                for address in found.intersection(addresses):
+                    session.arrived(address, None)
+        self._since = now - OVERLAP
