@@ -22,11 +22,12 @@ def every_key_has_a_ttl(shipped: Stack) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_raised_in_the_server(shipped: Stack) -> Iterator[None]:
+def nothing_raised_in_the_server(request: pytest.FixtureRequest, shipped: Stack) -> Iterator[None]:
     """Fail a test that makes any part of the stack log a traceback."""
-    before = len(shipped.log())
+    logs = [shipped.log, *([request.getfixturevalue("quick").log] if "quick" in request.fixturenames else [])]
+    before = [len(log()) for log in logs]
     yield
-    said = shipped.log()[before:]
+    said = "".join(log()[start:] for log, start in zip(logs, before, strict=True))
     # uvicorn itself logs one for text that is not UTF-8.
     assert "Traceback" not in said or "Invalid UTF-8 sequence" in said, said
 

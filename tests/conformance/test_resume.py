@@ -261,7 +261,7 @@ async def test_a_rejected_offer_does_not_disturb_who_holds_the_transfer(
     accept = await newer.hear("accept")
     await newer.chunk(handle, 0, DATA[:SIZE])
     row = await site.upload_row(transfer)
-    await site.until(lambda: site.stack.has_buffered(row.payload_id), what="buffered chunk")
+    await site.until(lambda: site.stack.buffered(row.payload_id) == 1, what="buffered chunk")
     await rejected.offer(**{"transfer": transfer, "size": len(DATA), "chunk_size": SIZE} | members)
     await rejected.hear("reject")
     await newer.send_from(DATA, accept | {"seq": 1})

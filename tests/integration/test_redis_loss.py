@@ -35,7 +35,7 @@ async def test_chunks_that_are_lost_before_they_were_stored_are_asked_for_again(
     for seq in range(3):
         await peer.chunk(handle, seq, WHOLE[seq * CHUNK : (seq + 1) * CHUNK])
     row = await site.upload_row(transfer)
-    await site.until(lambda: shipped.has_buffered(row.payload_id), what="buffered chunks")
+    await site.until(lambda: shipped.buffered(row.payload_id) == 3, what="buffered chunks")
     shipped.flush_redis()
     nack = await peer.hear("nack", handle=handle, seconds=10)
     assert (nack["seq"], nack["code"]) == (0, "lost")
@@ -48,11 +48,12 @@ async def test_finish_is_repeated_after_chunks_were_lost(
     connect: Connect, site: Site, alice: Person, shipped: Stack
 ) -> None:
     peer = await connect(alice)
-    handle, _ = await peer.offer(size=len(WHOLE))
+    handle, transfer = await peer.offer(size=len(WHOLE))
     accept = await peer.hear("accept")
     for seq in range(4):
         await peer.chunk(handle, seq, WHOLE[seq * CHUNK : (seq + 1) * CHUNK])
-    await peer.settle()
+    row = await site.upload_row(transfer)
+    await site.until(lambda: shipped.buffered(row.payload_id) == 4, what="buffered chunks")
     shipped.flush_redis()
     await peer.chunk(handle, 4, WHOLE[4 * CHUNK :])
     await peer.say("finish", handle=handle, chunks=5, size=len(WHOLE), sha256=sha256(WHOLE))

@@ -82,7 +82,7 @@ async def test_a_connection_to_another_process_takes_over(
     await first.hear("accept")
     await first.chunk(handle, 0, data[:CHUNK])
     row = await site.upload_row(transfer)
-    await site.until(lambda: site.stack.has_buffered(row.payload_id), what="buffered chunk")
+    await site.until(lambda: site.stack.buffered(row.payload_id) == 1, what="buffered chunk")
     second = await connect(alice, client="c", url=quick.ws_url)
     await second.offer(transfer=transfer, size=len(data))
     accept = await second.hear("accept")
