@@ -96,7 +96,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self._begin(found)
         else:
             self.plain = PlainSession(self, found, plain.addresses_of(self.scope.get("query_string", b"")))
-            self.plain.start()
+            await self.plain.start()
 
     async def _begin(self, found: Login | Refusal) -> None:
         self.session = Session(self, found)

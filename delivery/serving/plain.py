@@ -8,8 +8,9 @@ import logging
 from typing import Any
 from urllib.parse import parse_qs
 
-from delivery import conf
+from delivery import conf, policy
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
+from delivery.policy import Quota
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.serving import process, whole
 from delivery.serving.login import Login
@@ -41,11 +42,16 @@ class PlainSession:
         self._socket = socket
         self._user = login.user
         self._to = to
+        self._quota = Quota()  # the policy's, from `start` on
         self._storing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Begin, or close at once where the user has too many connections."""
+        self._quota = await self.process.db(policy.current().quota, self._user)
         self.process.sessions.add(self)
+        if self.process.connections.enter(self._user.pk) > self._quota.connections:
+            self._close(4429)
 
     async def end(self) -> None:
         """Let go: the socket is gone. What came whole is stored all the same, unless this process is about to end."""
@@ -56,7 +62,9 @@ class PlainSession:
         if self._closing is not None:
             self._closing.cancel()
             await asyncio.gather(self._closing, return_exceptions=True)
-        self.process.sessions.discard(self)
+        if self in self.process.sessions:
+            self.process.sessions.discard(self)
+            self.process.connections.leave(self._user.pk)
 
     async def take(self, message: str | bytes) -> None:
         """Take one payload. Waits for the one before it: TCP slows the peer down."""
@@ -73,6 +81,7 @@ class PlainSession:
 
     async def _store(self, data: bytes, content_type: str) -> None:
         try:
+            self._check_rate()
             finished = await whole.store(self.process, self._user, data, content_type=content_type, to=self._to)
         except (Refused, TransferAborted) as refused:
             answer = _failed(refused.code, refused.message)
@@ -88,6 +97,10 @@ class PlainSession:
             await self._socket.send_text(json.dumps(answer, separators=(",", ":")))
         except ConnectionClosed:
             return  # it is stored all the same
+
+    def _check_rate(self) -> None:
+        if self.process.offers.count(self._user.pk, self._quota.offers_per_minute) is not None:
+            raise Refused("rate", f"at most {self._quota.offers_per_minute} payloads a minute")
 
     # -- closing -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +27,7 @@ from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
-from delivery.serving.rates import OfferRates
+from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.transfers import deliveries, events, small
 from delivery.transfers.deliveries import Received
@@ -77,7 +76,7 @@ class Process:
         )
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
-        self.connections: Counter[Any] = Counter()  # of each user, by primary key
+        self.connections = Connections()
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
         self.draining = False
         self._positions: dict[tuple[UUID, str], int] = {}

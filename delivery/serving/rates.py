@@ -26,3 +26,21 @@ class OfferRates:
             return self._since + WINDOW_SECONDS - now
         self._offers[user] += 1
         return None
+
+
+class Connections:
+    """How many connections each user has in this process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Any] = Counter()
+
+    def enter(self, user: Any) -> int:
+        """Count one more; return how many they are now."""
+        self._counts[user] += 1
+        return self._counts[user]
+
+    def leave(self, user: Any) -> None:
+        """Count one less."""
+        self._counts[user] -= 1
+        if self._counts[user] <= 0:
+            del self._counts[user]

@@ -116,20 +116,13 @@ class Session:
             logger.warning("connection of %s: detaching took longer than %s s", self.client, DETACH_SECONDS)
         finally:
             self.process.sessions.discard(self)
-            self._uncount()
+            if self._counted:
+                self.process.connections.leave(self.user.pk)
 
     def count(self) -> int:
         """Count this connection among its user's; return how many those are now."""
-        self.process.connections[self.user.pk] += 1
         self._counted = True
-        return self.process.connections[self.user.pk]
-
-    def _uncount(self) -> None:
-        if self._counted:
-            connections = self.process.connections
-            connections[self.user.pk] -= 1
-            if connections[self.user.pk] <= 0:
-                del connections[self.user.pk]
+        return self.process.connections.enter(self.user.pk)
 
     async def _detach_all(self) -> None:
         for intake in self.intakes.values():
