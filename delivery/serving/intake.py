@@ -276,7 +276,8 @@ class Intake:
         self.receiver.on_stored(seq)
         self._flushed = seq
         self._drained.set()
-        self._reports.rewind(self.receiver, seq)
+        if seq < self.receiver.received:  # else it was stored meanwhile
+            self._reports.rewind(self.receiver, seq)
 
     def _seq_of(self, position: int) -> int:
         if position == self.receiver.size:

@@ -71,6 +71,8 @@ def store(order: StoreOrder, *, worker: str) -> None:
             conf.current().storage, order.payload, order.offset, order.lease, _bytes_of(order), order.length
         )
     except ChunksLost as lost:
+        if not _needed(order):  # another attempt was faster, and has dropped them since we looked
+            return _tell_position(order, worker)
         notify.wake(order.payload, "lost", lease=order.lease, seq=lost.seq, worker=worker)
     except (IntegrityError, BufferUnavailable) as error:
         logger.warning("segment at %d of %s: %s", order.offset, order.payload, error)
