@@ -6,6 +6,7 @@ They take the same path as any upload: the server plays the sender, with a recei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -61,7 +62,14 @@ async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
     order = await clients.aclock()
     holder = Holder(user.pk, f"whole:{secrets.token_hex(8)}", secrets.token_hex(8), order, channel="")
     workers = bool(await process.workers_alive())
-    opened = await process.db(uploads.open_upload, user, holder, offer, workers=workers)
+    opening = asyncio.ensure_future(process.db(uploads.open_upload, user, holder, offer, workers=workers))
+    try:
+        opened = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Refused):
+            opened = await opening  # it runs to its end all the same
+            await process.db(ending.cancel_payload, opened.payload, by="")
+        raise
     if isinstance(opened, Finished):  # the transfer's id is new
         raise RuntimeError("a new upload was complete already")
     return opened

@@ -203,13 +203,13 @@ async def test_what_nobody_was_handed_is_not_kept(open_own, alice, site):
 
     socket = await open_own("json", alice)
     await socket.send(json_of(MB40))
-    await socket.close()  # behind it at once: storing has only begun
+    await site.until(Payload.objects.filter(owner_id=alice.pk).exists, what="payload")
+    await socket.close()  # storing has only begun
 
     def kept() -> list[str]:
         live = Payload.objects.filter(owner_id=alice.pk)
         return list(live.exclude(state=PayloadState.CANCELLED).values_list("state", flat=True))
 
-    await site.until(Payload.objects.filter(owner_id=alice.pk).exists, what="payload")
     await site.until(lambda: not kept(), what="end of the payload")
 
 
