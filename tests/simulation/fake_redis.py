@@ -1,0 +1,141 @@
+"""A Redis for one simulation: strings, one sorted set, TTLs by virtual time; it can be away, lose all, or evict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+
+
+class Store:
+    """What it holds. `away`: nobody reaches it. Every key must have a TTL: `forever` names those that have none."""
+
+    def __init__(self, now: Callable[[], float], chance: random.Random) -> None:
+        self.away = False
+        self.now = now
+        self.chance = chance
+        self.values: dict[str, tuple[Any, float | None]] = {}
+
+    def flush(self) -> None:
+        self.values.clear()
+
+    def evict(self, share: float) -> None:
+        for key in [key for key in self.values if self.chance.random() < share]:
+            del self.values[key]
+
+    @property
+    def forever(self) -> list[str]:
+        return [key for key, (_, until) in self.values.items() if until is None]
+
+    def _live(self, key: str) -> Any:
+        value, until = self.values.get(key, (None, None))
+        if until is not None and until <= self.now():
+            del self.values[key]
+            return None
+        return value
+
+    def do(self, command: str, *args: Any, **options: Any) -> Any:
+        if self.away:
+            raise redis.ConnectionError("away")
+        return getattr(self, f"_{command}")(*args, **options)
+
+    def _set(self, key: str, value: Any, *, ex: float | None = None, px: float | None = None, nx: bool = False) -> Any:
+        if nx and self._live(key) is not None:
+            return None
+        life = ex if ex is not None else (px / 1000 if px is not None else None)
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        self.values[key] = (data, None if life is None else self.now() + life)
+        return True
+
+    def _get(self, key: str) -> Any:
+        return self._live(key)
+
+    def _mget(self, keys: Iterable[str]) -> list[Any]:
+        return [self._live(key) for key in keys]
+
+    def _exists(self, *keys: str) -> int:
+        return sum(self._live(key) is not None for key in keys)
+
+    def _unlink(self, *keys: str) -> int:
+        return sum(self.values.pop(key, None) is not None for key in keys)
+
+    def _expire(self, key: str, seconds: float) -> bool:
+        value = self._live(key)
+        if value is None:
+            return False
+        self.values[key] = (value, self.now() + seconds)
+        return True
+
+    def _time(self) -> tuple[int, int]:
+        return int(self.now()), int(self.now() % 1 * 1e6)
+
+    def _info(self, section: str) -> dict[str, int]:
+        return {"used_memory": 1, "maxmemory": 0}
+
+    def _zadd(self, key: str, members: dict[str, float]) -> int:
+        found = self._live(key) or {}
+        self.values[key] = ({**found, **members}, self.values.get(key, (None, None))[1])
+        return 1
+
+    def _zrem(self, key: str, member: str) -> int:
+        return int((self._live(key) or {}).pop(member, None) is not None)
+
+    def _zrangebyscore(self, key: str, low: float, high: Any) -> list[bytes]:
+        return [member.encode() for member, score in (self._live(key) or {}).items() if score >= low]
+
+
+class Client:
+    """For threads: answers at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, command: str) -> Any:
+        return lambda *args, **options: self._store.do(command, *args, **options)
+
+    def pipeline(self, **_: Any) -> Pipeline:
+        return Pipeline(self._store)
+
+
+class Pipeline:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._commands: list[tuple[str, Any, Any]] = []
+
+    def __getattr__(self, command: str) -> Any:
+        return lambda *args, **options: self._commands.append((command, args, options))
+
+    def execute(self) -> list[Any]:
+        return [self._store.do(command, *args, **options) for command, args, options in self._commands]
+
+
+class AsyncClient:
+    """For the loop: each call takes a moment before and after, in which anything may happen."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, command: str) -> Any:
+        async def call(*args: Any, **options: Any) -> Any:
+            return await _slowly(self._store, lambda: self._store.do(command, *args, **options))
+
+        return call
+
+    def pipeline(self, **_: Any) -> AsyncPipeline:
+        return AsyncPipeline(self._store)
+
+
+class AsyncPipeline(Pipeline):
+    async def execute(self) -> list[Any]:  # type: ignore[override]
+        return await _slowly(self._store, super().execute)
+
+
+async def _slowly(store: Store, work: Callable[[], Any]) -> Any:
+    await asyncio.sleep(store.chance.expovariate(2000))
+    result = work()
+    if store.chance.random() < 0.3:
+        await asyncio.sleep(store.chance.expovariate(2000))
+    return result

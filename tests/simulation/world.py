@@ -1,0 +1,319 @@
+"""A whole site in one loop: real clients, real sessions and transfers, real rows; Redis, workers, Storage and network
+are models that a fault plan breaks.
+
+What is real: `delivery.client`, `delivery.protocol`, `delivery.consumers` and `delivery.serving`, `delivery.transfers` on
+a SQLite in memory, `delivery.buffer` on a model of Redis. What is a model: the ASGI server, TCP, Redis itself, Celery's
+queue and its workers, files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from websockets.frames import Close
+
+from delivery import dispatch
+from delivery.buffer import workers as worker_rows
+from delivery.client.client import Client
+from delivery.client.dialing import NotNow
+from delivery.consumers import DeliveryConsumer
+from delivery.errors import BufferUnavailable, StorageUnavailable
+from delivery.serving import login, process
+from delivery.serving.writer import ConnectionClosed
+from delivery.transfers import retention, sealing, staging, storing
+from tests.simulation import wire
+from tests.simulation.fake_redis import AsyncClient, Store
+from tests.simulation.fake_redis import Client as RedisClient
+from tests.simulation.loop import Proc, SimulationLoop, running
+from tests.simulation.wire import LOST, Wire
+
+WORKERS = ("one", "two")
+
+
+class World:
+    """Everything but the clients. All randomness is `chance`'s."""
+
+    def __init__(self, loop: SimulationLoop, chance: random.Random) -> None:
+        self.loop = loop
+        self.chance = chance
+        self.trouble = 1.0  # how likely what may be lost is lost: 0 once all is healed
+        self.redis = Store(loop.time, chance)
+        self.client, self.aclient = RedisClient(self.redis), AsyncClient(self.redis)
+        self.files: dict[str, bytes] = {}
+        self.storage_fails = False
+        self.workers = {name: Proc(name) for name in WORKERS}
+        self.consumers: dict[str, Consumer] = {}
+        self.wires: list[Wire] = []
+        self.trace: list[str] = []
+        self.web: Web | None = None
+        self._channels = 0
+        wire.EMPTY = contextvars.copy_context()
+
+    def log(self, text: str) -> None:
+        self.trace.append(f"{self.loop.now:.4f} {text}")
+
+    def delay(self) -> float:
+        return self.chance.expovariate(300)
+
+    def lost(self, share: float) -> bool:
+        return self.chance.random() < share * self.trouble
+
+    def later(self, seconds: float, work: Callable[..., Any], *args: Any, owner: Proc | None = None) -> None:
+        context = owner.context if owner is not None else wire.EMPTY
+        self.loop.call_later(seconds, work, *args, context=context)
+
+    # -- the web process ---------------------------------------------------------------------------------------------
+
+    def start_web(self) -> None:
+        self.web = Web(self)
+        self.log("web starts")
+
+    def kill_web(self) -> None:
+        if self.web is not None:
+            self.log("web is killed")
+            self.web.proc.kill()
+            self.web = None
+            for one in self.wires:
+                if not one.gone:
+                    self.later(self.delay(), one.cut)
+
+    async def dial(self, url: str, token: str | None, *, closing: asyncio.Event) -> Any:
+        """Stand where `delivery.client.dialing.dial` would."""
+        await asyncio.sleep(self.delay())
+        web = self.web
+        if closing.is_set():
+            return None
+        if web is None:
+            raise NotNow("connection refused")
+        found = Wire(self.chance, self.delay)
+        self.wires.append(found)
+        self._channels += 1
+        web.proc.start(self.loop, web.serve(found, token, f"channel{self._channels}"))
+        return found.client
+
+    # -- what is told ------------------------------------------------------------------------------------------------
+
+    async def send_control(self, kind: str, target: str, event: str, detail: dict[str, Any]) -> None:
+        """Stand where the channel layer would."""
+        for consumer in list(self.consumers.values()):
+            wanted = target in consumer.groups_joined if kind == "group" else consumer.channel_name == target
+            if wanted and not self.lost(0.15):
+                message = {"type": f"delivery.{event}", **detail}
+                self.later(self.delay(), consumer.inbox.put_nowait, message)
+
+    def wake(self, topic: str, message: dict[str, Any]) -> None:
+        """Stand where Redis's pub/sub would."""
+        if self.redis.away:
+            raise BufferUnavailable("away")
+        if self.web is not None and not self.lost(0.15):
+            self.later(self.delay(), self.web.subscriber.hear, topic, message, owner=self.web.proc)
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def start_worker(self, name: str) -> None:
+        proc = self.workers[name] = Proc(name)
+        proc.start(self.loop, self._heartbeat(name))
+
+    async def _heartbeat(self, name: str) -> None:
+        while True:
+            try:
+                worker_rows.renew(name)
+            except BufferUnavailable:
+                pass
+            await asyncio.sleep(3.0)
+
+    def publish(self, task: str, arguments: dict[str, Any]) -> None:
+        """Stand where Celery would: a task runs late, twice, or never."""
+        if self.redis.away:
+            raise BufferUnavailable("away")
+        if self.lost(0.1):
+            return self.log(f"{task} is lost")
+        for _ in range(2 if self.lost(0.15) else 1):
+            late = self.chance.uniform(0, 8) if self.lost(0.15) else 0.0
+            self.later(late + self.delay(), self._take, task, arguments)
+        return None
+
+    def _take(self, task: str, arguments: dict[str, Any]) -> None:
+        alive = [name for name, proc in self.workers.items() if not proc.dead]
+        if not alive:
+            return self.later(0.5, self._take, task, arguments)
+        name = self.chance.choice(alive)
+        return self.later(self.delay(), self._run, task, arguments, name, owner=self.workers[name])
+
+    def _run(self, task: str, arguments: dict[str, Any], name: str) -> None:
+        self.log(f"{name} runs {task.rpartition('.')[2]} {arguments.get('start', '')}")
+        if task == dispatch.STORE:
+            storing.store(storing.StoreOrder.of(arguments), worker=name)
+        elif task == dispatch.STAGE:
+            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name)
+        elif task == dispatch.SEAL:
+            sealing.seal(UUID(arguments["payload"]), worker=name)
+
+    def commit_later(self, commit: Any) -> Any:
+        """Between writing a file and committing its row anything may happen: the worker's death, a frozen hour."""
+
+        def split(order: Any, name: str, worker: str) -> None:
+            self.later(self.delay(), commit, order, name, worker, owner=running())
+
+        return split
+
+    def complete_later(self, complete: Any) -> Any:
+        """The same between reading the last byte of a payload and completing it."""
+
+        def split(payload: Any, digest: str, *, sealer: str | None = None) -> bool:
+            self.later(self.delay(), lambda: complete(payload, digest, sealer=sealer), owner=running())
+            return True
+
+        return split
+
+    async def sweep(self) -> None:
+        while True:
+            await asyncio.sleep(30.0)
+            retention.sweep()
+
+    # -- Storage -----------------------------------------------------------------------------------------------------
+
+    def write(self, alias: str, payload: UUID, offset: int, lease: int, pieces: Any, size: int) -> str:
+        data = b"".join(pieces)
+        if self.storage_fails:
+            raise StorageUnavailable("no space")
+        name = f"{payload}/{offset}-{lease}-{self.chance.getrandbits(32):08x}"
+        self.files[name] = data
+        return name
+
+    def read(self, alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Any:
+        if self.storage_fails or name not in self.files:
+            raise StorageUnavailable("cannot be read")
+        yield memoryview(self.files[name])[offset : offset + length]
+
+    def delete(self, alias: str, name: str) -> bool:
+        self.files.pop(name, None)
+        return True
+
+    def names(self, alias: str, payload: UUID) -> list[str]:
+        return [name for name in self.files if name.startswith(f"{payload}/")]
+
+
+class Subscriber:
+    """The wake-ups of one web process."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, list[Any]] = {}
+
+    def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    async def add(self, topic: str, listener: Any) -> None:
+        self._listeners.setdefault(topic, []).append(listener)
+
+    async def remove(self, topic: str, listener: Any) -> None:
+        if listener in self._listeners.get(topic, []):
+            self._listeners[topic].remove(listener)
+
+    def hear(self, topic: str, message: dict[str, Any]) -> None:
+        for listener in list(self._listeners.get(topic, ())):
+            listener(dict(message))
+
+
+class Web:
+    """A web process: its shared parts and its connections."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.proc = Proc("web")
+        self.shared: process.Process = self.proc.context.run(process.Process)
+        self.subscriber: Any = self.shared.subscriber
+        self.proc.context.run(self.shared.start)
+        _webs[self.proc] = self
+
+    async def serve(self, found: Wire, token: str | None, channel: str) -> None:
+        """Do what an ASGI server and Channels do for one connection: one message after the other."""
+        consumer = Consumer(found, channel)
+        self.world.consumers[channel] = consumer
+        who = await self.shared.db(login.login_of_token, token)
+        await consumer._begin(who)
+        reading = asyncio.create_task(consumer.read())
+        try:
+            while (message := await consumer.inbox.get()) is not LOST:
+                await consumer.dispatch(message)
+        finally:
+            reading.cancel()
+            del self.world.consumers[channel]
+            await consumer._clean_up()
+
+
+_webs: dict[Proc | None, Web] = {}
+
+
+def current_process() -> process.Process:
+    """Stand where `delivery.serving.process.current` would."""
+    return _webs[running()].shared
+
+
+class Consumer(DeliveryConsumer):
+    """The real consumer, on a wire instead of an ASGI server."""
+
+    def __init__(self, found: Wire, channel: str) -> None:
+        super().__init__()
+        self.channel_name = channel
+        self.groups_joined: set[str] = set()
+        self.inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._joined = set()
+        self._wire = found
+        self._closed = False
+
+    async def read(self) -> None:
+        while (message := await self._wire.to_server.get()) is not LOST:
+            kind = "text" if isinstance(message, str) else "bytes"
+            self.inbox.put_nowait({"type": "websocket.receive", kind: message})
+        self._close_code = 1006
+        self.inbox.put_nowait(LOST)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._wire.gone or self._closed:
+            raise ConnectionClosed
+        if message["type"] == "websocket.close":
+            self._closed = True
+            self._wire.down.put(Close(message["code"], message["reason"]))
+            asyncio.get_running_loop().call_later(2.0, self._wire.to_server.put_nowait, LOST)
+            return
+        data = message.get("text")
+        await self._wire.down.send(message["bytes"] if data is None else data)
+
+    async def join(self, group: str) -> None:
+        self.groups_joined.add(group)
+
+    def abandon(self) -> None:
+        self._wire.to_server.put_nowait(LOST)
+
+
+def make_client(world: World, token: str, *, client_id: str, receive: bool, chunk_size: int, observer: Any) -> Client:
+    """Return a real client whose connections go through the world's wires."""
+    return Client(
+        "ws://simulation/",
+        token,
+        client_id=client_id,
+        receive=receive,
+        groups=(),
+        chunk_size=chunk_size,
+        window=32_768,
+        open_timeout=None,
+        observer=observer,
+        ceilings=_NoCeilings(),  # type: ignore[arg-type]
+    )
+
+
+class _NoCeilings:
+    def get(self, url: str) -> int | None:
+        return None
+
+    def remember(self, url: str, chunk_size: int) -> None:
+        pass
