@@ -20,6 +20,12 @@ async def aclaim(name: str, *, attempt: int) -> bool:
         return bool(await aclient().set(keys.marker(name), "1", nx=True, px=int(lifetime(attempt) * 1000)))
 
 
+def claim(name: str, *, seconds: float) -> bool:
+    """Do what `aclaim` does, in a thread, for a time of its own."""
+    with reporting():
+        return bool(client().set(keys.marker(name), "1", nx=True, px=int(seconds * 1000)))
+
+
 def clear(name: str) -> None:
     """Remove a marker: the work it stood for has begun, and may be asked for again."""
     with reporting():

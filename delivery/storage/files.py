@@ -6,6 +6,7 @@ Every failure of a backend comes out as `StorageUnavailable`.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import secrets
 from collections.abc import Iterator
@@ -131,6 +132,32 @@ def names(alias: str, payload: UUID) -> list[str]:
         except FileNotFoundError:
             return []
     return [f"{folder(payload)}/{name}" for name in found]
+
+
+def folders(alias: str) -> list[UUID]:
+    """Return the payloads that have a folder. Raises `StorageUnavailable`."""
+    with reporting():
+        try:
+            found = storage(alias).listdir("")[0]
+        except (FileNotFoundError, NotImplementedError):
+            return []
+    return [UUID(name) for name in found if _is_uuid(name)]
+
+
+def _is_uuid(name: str) -> bool:
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
+
+
+def modified(alias: str, name: str) -> datetime.datetime | None:
+    """Return when a file was written, None where Storage cannot say."""
+    with reporting():
+        try:
+            return storage(alias).get_modified_time(name)
+        except (FileNotFoundError, NotImplementedError):
+            return None
 
 
 def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:

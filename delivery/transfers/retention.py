@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from delivery import conf, dispatch
+from delivery.buffer import markers
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
@@ -28,7 +29,7 @@ def sweep() -> dict[str, int]:
     done = {
         "expired": _expire_payloads() + _expire_uploads(),
         "sealing": _seal_again(),
-        "orphans": _delete_orphans(),
+        "orphans": _delete_orphans() + _delete_lost_daily(),
         "events": _forget_events(),
     }
     notices.announce_due()
@@ -98,6 +99,42 @@ def delete_orphans(payload: UUID) -> int:
         logger.warning("orphans of %s wait: %s", payload, error)
         return 0
     return len(orphans)
+
+
+def delete_lost() -> int:
+    """Delete the folders of payloads without a row: `deliver()` was killed between copying and writing its rows.
+
+    Only what is a day old: rows come last, and a copy that is under way has none yet. Lists all of Storage, so that the
+    sweep does it once a day.
+    """
+    alias = conf.current().storage
+    young = timezone.now() - ORPHANS_AGAIN
+    count = 0
+    found = files.folders(alias)
+    for start in range(0, len(found), BATCH):
+        batch = found[start : start + BATCH]
+        known = set(Payload.objects.filter(pk__in=batch).values_list("pk", flat=True))
+        count += sum(_delete_folder(alias, pk, young) for pk in batch if pk not in known)
+    return count
+
+
+def _delete_folder(alias: str, payload: UUID, young: datetime.datetime) -> int:
+    names = files.names(alias, payload)
+    times = [files.modified(alias, name) for name in names]
+    if not names or any(time is None or time > young for time in times):
+        return 0
+    for name in names:
+        files.delete(alias, name)
+    files.delete_folder(alias, payload)
+    return len(names)
+
+
+def _delete_lost_daily() -> int:
+    try:
+        return delete_lost() if markers.claim("lost", seconds=ORPHANS_AGAIN.total_seconds()) else 0
+    except (BufferUnavailable, StorageUnavailable) as error:
+        logger.warning("lost files wait: %s", error)
+        return 0
 
 
 def _forget_events() -> int:

@@ -32,6 +32,11 @@ def padded(length: int) -> str:
     return PADDED.replace('"pad": ""', f'"pad": "{"x" * (length - len(PADDED))}"')
 
 
+def _name(message: dict[str, Any]) -> str:
+    """Name a case the same in every process: its random ids left out."""
+    return repr({name: "..." if name == "transfer" else value for name, value in message.items()})[:60]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -168,7 +173,7 @@ async def test_an_offer_without_a_member_closes_4400(peer: Peer, missing: str) -
         {"type": "pong", "id": "1"},
         {"type": "going_away", "reason": "worker_draining", "retry_after": 1},
     ],
-    ids=lambda message: repr(message)[:50],
+    ids=_name,
 )
 async def test_other_malformed_messages_close_4400(peer: Peer, message: dict[str, Any]) -> None:
     await peer.say(**message)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
+import shutil
+import time
+import uuid
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
@@ -135,3 +139,17 @@ async def test_cancelling_a_delivery_ends_it_for_one_user(
     await peers[1].settle()
     assert not peers[1].has_heard("abort")
     assert (await site.payload(payload.pk)).state == "complete"
+
+
+async def test_files_of_a_payload_that_never_got_a_row_are_deleted_a_day_later(site: Site) -> None:
+    lost, fresh = uuid.uuid4(), uuid.uuid4()
+    folder = site.stack.payload_folder
+    for payload in (lost, fresh):
+        (folder / str(payload)).mkdir()
+        (folder / str(payload) / "0-0-abc").write_bytes(DATA)
+    yesterday = time.time() - 2 * DAY.total_seconds()
+    os.utime(folder / str(lost) / "0-0-abc", (yesterday, yesterday))
+    assert await site.run(retention.delete_lost) == 1
+    assert not (folder / str(lost)).exists()
+    assert (folder / str(fresh) / "0-0-abc").exists()
+    shutil.rmtree(folder / str(fresh))
