@@ -73,7 +73,7 @@ OUTSIDE = {
     "celery": {"dispatch", "tasks", "drain", "launch", "apps"},
     "channels": {"consumers", "mixins", "notify", "routing", "serving", "launch", "management"},
     "uvicorn": {"launch"},
-    "websockets": {"client"},
+    "websockets": {"client", "launch"},
     "crc32c": {"protocol"},
 }
 
