@@ -12,6 +12,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
 from django.utils.module_loading import import_string
 
 from delivery import conf
@@ -85,12 +86,16 @@ class DefaultPolicy:
 
     def find_user(self, name: str) -> Any | None:
         """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody."""
-        users = get_user_model()._default_manager.filter(is_active=True)
-        try:
-            found = users.filter(pk=name).first()
-        except (ValueError, TypeError, OverflowError, ValidationError):  # no primary key of this model
-            found = None
-        return found or users.filter(**{get_user_model().USERNAME_FIELD: name}).first()
+        return user_named(name, get_user_model()._default_manager.filter(is_active=True))
+
+
+def user_named(name: str, users: QuerySet[Any]) -> Any | None:
+    """Return who of `users` has the primary key `name`, or else the user name; None where nobody has."""
+    try:
+        found = users.filter(pk=name).first()
+    except (ValueError, TypeError, OverflowError, ValidationError):  # no primary key of this model
+        found = None
+    return found or users.filter(**{users.model.USERNAME_FIELD: name}).first()
 
 
 def current() -> DefaultPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -13,10 +14,13 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user, get_user_model
+from django.db import DatabaseError
 from django.http.request import validate_host
 
 from delivery import conf, policy, tokens
 from delivery.tokens import Claim
+
+logger = logging.getLogger(__name__)
 
 
 class Refusal(enum.Enum):
@@ -126,7 +130,18 @@ def still_valid(logins: Sequence[Login]) -> list[bool]:
     rules = policy.current()
     keys = {login.user.pk for login in logins}
     users = get_user_model()._default_manager.in_bulk(keys)
-    return [_holds(login, users.get(login.user.pk)) and rules.may_connect(users[login.user.pk]) for login in logins]
+    return [_holds(login, users.get(login.user.pk)) and _may_stay(rules, users[login.user.pk]) for login in logins]
+
+
+def _may_stay(rules: policy.DefaultPolicy, user: Any) -> bool:
+    """Ask the site's policy; one that fails over a user lets that user go, and keeps the answer from nobody else."""
+    try:
+        return rules.may_connect(user)
+    except DatabaseError:
+        raise
+    except Exception:
+        logger.exception("may_connect fails for %s", policy.address_of(user))
+        return False
 
 
 def _holds(login: Login, user: Any | None) -> bool:

@@ -208,6 +208,8 @@ class Process:
                 await action()
             except DatabaseError as error:
                 logger.warning("the database does not answer: %s", type(error).__name__)
+            except Exception:  # whatever it is: nobody would look at logins any more
+                logger.exception("%s fails; it is tried again", action.__name__)
 
 
 def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

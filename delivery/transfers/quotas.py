@@ -50,9 +50,17 @@ def grow(payload: Payload, quota: Quota, by: int) -> bool:
 
 
 def completed(payload: Payload) -> None:
-    """Note that an upload is complete: its bytes stay charged."""
-    if payload.owner_id is not None and payload.inline is None:
-        Usage.objects.filter(user_id=payload.owner_id, live__gt=0).update(live=F("live") - 1)
+    """Note that an upload is complete: its bytes stay charged, and no more than those.
+
+    Of an unknown size, what lay beyond a gap when it resumed was stored, and charged, twice.
+    """
+    if payload.owner_id is None or payload.inline is not None:
+        return
+    usage = Usage.objects.filter(user_id=payload.owner_id)
+    usage.filter(live__gt=0).update(live=F("live") - 1)
+    if (excess := payload.reserved - (payload.size or 0)) > 0:
+        usage.update(stored=F("stored") - excess)
+        Payload.objects.filter(pk=payload.pk).update(reserved=F("reserved") - excess)
 
 
 def ended(payload: Payload, *, live: bool) -> None:

@@ -27,14 +27,15 @@ Open = Callable[..., Awaitable[Wire]]
 
 
 class Target:
-    """The web process under attack."""
+    """The stack under attack: its web process, and what it keeps."""
 
-    def __init__(self, process: WebProcess, stack: Stack) -> None:
-        self.process, self.stack = process, stack
-        self.port, self.ws_url, self.pid = process.port, process.ws_url, process.pid
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.port, self.ws_url = stack.port, stack.ws_url
+        (self.pid,) = stack.pids()["web"]
 
     def log(self) -> str:
-        return self.process.log()
+        return self.stack.log()
 
     def rss(self) -> int:
         """Return the bytes of memory that it has."""
@@ -86,17 +87,38 @@ class Bystander:
 
 
 @pytest.fixture(scope="session")
-def target(shipped: Stack) -> Iterator[Target]:
-    process = WebProcess(shipped, "tests.hostile.settings")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A stack of its own, so that its memory is its own and its policy that of these tests in all of its parts."""
+    var = tmp_path_factory.mktemp("hostile") / "var"
+    options = ("--workers=1", "--concurrency=2")
+    stack = Stack(var, *options, DJANGO_SETTINGS_MODULE="tests.hostile.settings", CELERY_APP="project")
     try:
-        yield Target(process, shipped)
+        stack.wait_ready()
+        yield Target(stack)
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(scope="session")
+def impatient(target: Target) -> Iterator[WebProcess]:
+    """A second web process, with a short heartbeat."""
+    process = WebProcess(target.stack, "tests.quick_settings")
+    try:
+        yield process
     finally:
         process.stop()
 
 
+@pytest.fixture
+def site(target: Target, django_db_blocker: Any) -> Iterator[Site]:
+    """This process's Django, on the state of the stack under attack."""
+    with django_db_blocker.unblock(), site_of(target.stack) as site:
+        yield site
+
+
 @pytest.fixture(scope="session")
-def bystander(target: Target, shipped: Stack, django_db_blocker: Any) -> Iterator[Bystander]:
-    with django_db_blocker.unblock(), site_of(shipped) as site:
+def bystander(target: Target, django_db_blocker: Any) -> Iterator[Bystander]:
+    with django_db_blocker.unblock(), site_of(target.stack) as site:
         person = asyncio.run(site.person())
     one = Bystander(target.port, person.token)
     try:

@@ -13,6 +13,7 @@ OFFERS = Quota(offers_per_minute=20)
 CONNECTIONS = Quota(connections=3)
 QUOTAS = {"tight-bytes": BYTES, "tight-uploads": UPLOADS, "tight-offers": OFFERS, "tight-connections": CONNECTIONS}
 BARRED = "barred"  # who joins it may connect no more
+BROKEN = "broken"  # over whom the policy fails
 
 
 class TightPolicy(DemoPolicy):
@@ -21,4 +22,7 @@ class TightPolicy(DemoPolicy):
         return next((QUOTAS[name] for name in names if name in QUOTAS), Quota())
 
     def may_connect(self, user: Any) -> bool:
-        return super().may_connect(user) and not user.groups.filter(name=BARRED).exists()
+        names = set(user.groups.values_list("name", flat=True))
+        if BROKEN in names:
+            raise LookupError("a fault in the site's policy")
+        return super().may_connect(user) and BARRED not in names

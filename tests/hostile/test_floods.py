@@ -219,9 +219,9 @@ async def test_500_sockets_that_never_say_hello_are_closed_4408(target: Target) 
 
 
 async def test_a_sender_of_a_few_bytes_a_heartbeat_is_dropped(
-    open_wire: Open, quick: WebProcess, mallory: Person
+    open_wire: Open, impatient: WebProcess, mallory: Person
 ) -> None:
-    wire = await open_wire(mallory, port=quick.port)
+    wire = await open_wire(mallory, port=impatient.port)
     wire.answers = False
     message = said("ping", id=1)
     for byte in message:
@@ -248,10 +248,10 @@ async def test_a_recipient_that_never_acks_gets_its_window_and_no_more(
 
 
 async def test_a_recipient_that_never_reads_is_given_up(
-    open_wire: Open, quick: WebProcess, target: Target, site: Site, mallory: Person
+    open_wire: Open, impatient: WebProcess, target: Target, site: Site, mallory: Person
 ) -> None:
     payload = await site.run(_deliver, mallory.pk, 64 * MIB)
-    wire = await open_wire(mallory, hello=False, port=quick.port)
+    wire = await open_wire(mallory, hello=False, port=impatient.port)
     await wire.hello(receive=True)
     found = await wire.hear("offer")
     await wire.stop_reading()

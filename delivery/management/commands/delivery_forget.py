@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from delivery import policy
@@ -20,9 +21,9 @@ class Command(BaseCommand):
         parser.add_argument("user", help="primary key or user name")
 
     def handle(self, *, user: str, **options: Any) -> None:
-        found = policy.current().find_user(user)
+        found = policy.user_named(user, get_user_model()._default_manager.all())  # inactive ones, too
         if found is None:
-            raise CommandError(f"no active user {user!r}: expected a primary key or a user name")
+            raise CommandError(f"no user {user!r}: expected a primary key or a user name")
         forgotten = forgetting.forget(found.pk, everything=True)
         events.write()
         self.stdout.write(f"{forgotten.ended} payloads ended, {forgotten.deleted} deleted")
