@@ -242,6 +242,7 @@ class ClientPosition(models.Model):
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=["transfer", "client"], name="delivery_client_once"),)
+        indexes = (models.Index(fields=["client", "state"], name="delivery_client_open"),)
 
     def __str__(self) -> str:
         return self.client

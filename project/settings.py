@@ -151,6 +151,10 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# SQLite's connection is a file handle, and opening it anew for each task costs as much as the task. A server's
+# connection may break between two tasks, which only a new one notices.
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    CELERY_DB_REUSE_MAX = 1000
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BEAT_SCHEDULE = {
     "delivery-sweep": {

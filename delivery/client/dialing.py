@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
+import sys
 from urllib.parse import urlsplit
 
 import websockets
@@ -17,7 +20,10 @@ from delivery.errors import ConnectionStopped, UsageError
 SUBPROTOCOL = Subprotocol("delivery.v1")
 OPEN_SECONDS = 10.0
 QUEUED_MESSAGES = 32
-WRITE_BUFFER_BYTES = 1_048_576
+WRITE_BUFFER_BYTES = 131_072
+UNSENT_BYTES = 131_072  # that the kernel takes ahead of the network: no small message overtakes what is queued there
+# Python does not name it everywhere. https://lwn.net/Articles/560082/
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 
 class NotNow(Exception):
@@ -40,11 +46,11 @@ async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> Client
             await asyncio.wait([opening])
     if opening.cancelled():
         return None
-    socket = opening.result()
-    if socket.subprotocol != SUBPROTOCOL:
-        await socket.close()
+    opened = opening.result()
+    if opened.subprotocol != SUBPROTOCOL:
+        await opened.close()
         raise ConnectionStopped(1002, f"{url} does not speak {SUBPROTOCOL}: is it the URL of another socket?")
-    return socket
+    return opened
 
 
 async def _handshake(url: str, token: str | None) -> ClientConnection:
@@ -65,7 +71,7 @@ async def _handshake(url: str, token: str | None) -> ClientConnection:
 
 async def _connect(url: str, token: str | None) -> ClientConnection:
     host = urlsplit(url).hostname or ""
-    return await connect(
+    connection = await connect(
         url,
         subprotocols=[SUBPROTOCOL],
         additional_headers={"Authorization": f"Bearer {token}"} if token else None,
@@ -78,3 +84,12 @@ async def _connect(url: str, token: str | None) -> ClientConnection:
         max_queue=QUEUED_MESSAGES,
         write_limit=WRITE_BUFFER_BYTES,
     )
+    _queue_little(connection)
+    return connection
+
+
+def _queue_little(connection: ClientConnection) -> None:
+    line = connection.transport.get_extra_info("socket")
+    if TCP_NOTSENT_LOWAT is not None and line is not None:
+        with contextlib.suppress(OSError):  # a Unix socket has no such option
+            line.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)

@@ -15,17 +15,20 @@ class Turns:
         self._order: deque[int] = deque()
 
     def join(self, handle: int) -> None:
-        """Let a new sender take part, after all others."""
-        self._order.append(handle)
+        """Let a new sender take part, before all others: a small payload is not to wait for a large one's chunk."""
+        self._order.appendleft(handle)
 
     def leave(self, handle: int) -> None:
         self._order.remove(handle)
 
     def take(self, senders: Mapping[int, Sender]) -> Sender | None:
         """Return whose turn it is: a sender that has a chunk or `finish` to send. Each comes after all others did."""
+        for handle in self._order:  # a finish is short, and what it ends waits for it
+            if senders[handle].finish_due():
+                return senders[handle]
         for _ in range(len(self._order)):
             sender = senders[self._order[0]]
             self._order.rotate(-1)
-            if sender.next_span() is not None or sender.finish_due():
+            if sender.next_span() is not None:
                 return sender
         return None

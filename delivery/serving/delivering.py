@@ -77,7 +77,7 @@ async def accepted(session: Session, sender: Sender) -> None:
         return
     if outflow.waiting.inline is not None:
         # Its `done` is most likely on its way. Who is slower than that gets its place in the rows after all.
-        session.offering.look()
+        session.offering.made_room()
         session.wake()
         await asyncio.sleep(INLINE_SECONDS)
         if session.outflows.get(sender.handle) is not outflow:
@@ -92,7 +92,7 @@ async def accepted(session: Session, sender: Sender) -> None:
     if displaced:
         await notify.atell_channel(displaced, "taken_over", transfer=outflow.waiting.transfer.hex, lease=0)
     outflow.grant()
-    session.offering.look()
+    session.offering.made_room()
     session.wake()
 
 
@@ -117,7 +117,7 @@ async def done(session: Session, sender: Sender) -> None:
         session.offering.set_aside(transfer)  # until the rows say that it is over
         await session.process.received.put(Received(transfer, session.client, outflow.waiting.size))
         session.offering.forget(transfer)
-        session.offering.look()
+        session.offering.made_room()
 
 
 async def rejected(session: Session, sender: Sender, code: str) -> None:
@@ -127,7 +127,7 @@ async def rejected(session: Session, sender: Sender, code: str) -> None:
         session.offering.set_aside(outflow.waiting.transfer)
         if code == "declined":
             await session.db(deliveries.decline, outflow.waiting.transfer, session.client)
-        session.offering.look()
+        session.offering.made_room()
 
 
 async def aborted(session: Session, sender: Sender, message: messages.Abort) -> None:
@@ -142,7 +142,7 @@ async def aborted(session: Session, sender: Sender, message: messages.Abort) -> 
             await session.db(deliveries.decline, outflow.waiting.transfer, session.client)
         else:
             await detach(session, outflow)
-        session.offering.look()
+        session.offering.made_room()
 
 
 async def detach(session: Session, outflow: Outflow) -> None:

@@ -17,6 +17,8 @@ from delivery.transfers.deliveries import Waiting
 if TYPE_CHECKING:
     from delivery.serving.session import Session
 
+LOOK_SECONDS = 60.0
+
 
 class Offering:
     """The deliveries of one connection. Belongs to its event loop."""
@@ -27,10 +29,17 @@ class Offering:
         self._most_live = most_live
         self._set_aside: set[UUID] = set()  # not to be offered again on this connection
         self._due = asyncio.Event()
+        self._more = True  # the last look may have left something behind, for want of room
+        self._begun = True  # look for what this client began on an earlier connection
 
     def look(self) -> None:
         """Something may wait: look for it."""
         self._due.set()
+
+    def made_room(self) -> None:
+        """There is room again, for what had none."""
+        if self._more:
+            self._due.set()
 
     def set_aside(self, transfer: UUID) -> None:
         """Offer a delivery no more on this connection."""
@@ -54,19 +63,32 @@ class Offering:
     async def run(self) -> None:
         """Offer what waits whenever there is room for it."""
         while True:
-            await self._due.wait()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._due.wait()
+            except TimeoutError:
+                pass  # a wake-up may have been lost
             self._due.clear()
             await self._offer_all()
 
     async def _offer_all(self) -> None:
         session = self._session
+        self._more = True
         while (room := self._room()) > 0:
             known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
-            found = await session.db(deliveries.waiting, session.user.pk, session.client, known=known, most=room)
+            found = await session.db(
+                deliveries.waiting,
+                session.user.pk,
+                session.client,
+                known=known,
+                most=room,
+                begun=self._begun,
+            )
             for waiting in found[: self._room()]:
                 if not self._known(waiting.transfer):  # it may have been pushed while we looked
                     self._offer(waiting)
             if len(found) < room:
+                self._more = self._begun = False
                 return
 
     def _room(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.utils import timezone
 
 from delivery import policy
@@ -63,26 +63,27 @@ class Waiting:
         return cls(**known | {"transfer": UUID(event["transfer"]), "payload": UUID(event["payload"])})
 
 
-def waiting(user: Any, client: str, *, known: Collection[UUID], most: int) -> list[Waiting]:
+def waiting(user: Any, client: str, *, known: Collection[UUID], most: int, begun: bool) -> list[Waiting]:
     """Return what is to be offered to a client of `user`, oldest first.
 
-    That is what no client of the user has finished yet and this one has not declined, and what this one began.
-    `known`: transfers that the connection has offered already.
+    That is what no client of the user has finished yet and this one has not declined. `begun`: also what this client
+    began and another one has finished since. `known`: transfers that the connection has offered already.
     """
     mine = ClientPosition.objects.filter(transfer=OuterRef("pk"), client=client)
-    rows = (
-        Transfer.objects.filter(user_id=user, direction=Direction.DELIVERY, payload__state=PayloadState.COMPLETE)
-        .filter(Q(payload__expires_at=None) | Q(payload__expires_at__gt=timezone.now()))
-        .filter(
-            (Q(state=TransferState.LIVE) & ~Exists(mine.exclude(state=ClientState.OPEN)))
-            | (Q(state=TransferState.DONE) & Exists(mine.filter(state=ClientState.OPEN)))
-        )
-        .annotate(begun=Exists(mine))
-        .exclude(pk__in=list(known))
-        .select_related("payload")
-        .order_by("created_at", "pk")[:most]
-    )
+    fresh = _deliverable(user, TransferState.LIVE).filter(~Exists(mine.exclude(state=ClientState.OPEN)))
+    rows = list(fresh.annotate(begun=Exists(mine)).exclude(pk__in=list(known)).order_by("created_at", "pk")[:most])
+    if begun and len(rows) < most:
+        # A query of its own: in one with the other, the user's whole history would be looked through.
+        open_here = ClientPosition.objects.filter(client=client, state=ClientState.OPEN, transfer__user=user)
+        left = _deliverable(user, TransferState.DONE).filter(pk__in=open_here.values("transfer"))
+        rows += left.annotate(begun=Value(True)).exclude(pk__in=list(known))[: most - len(rows)]
     return [waiting_for(row, row.payload, first=not row.begun) for row in rows]
+
+
+def _deliverable(user: Any, state: TransferState) -> QuerySet[Transfer]:
+    rows = Transfer.objects.filter(user_id=user, direction=Direction.DELIVERY, state=state)
+    in_time = Q(payload__expires_at=None) | Q(payload__expires_at__gt=timezone.now())
+    return rows.filter(in_time, payload__state=PayloadState.COMPLETE).select_related("payload")
 
 
 def waiting_for(row: Transfer, payload: Payload, *, first: bool = True) -> Waiting:

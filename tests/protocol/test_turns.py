@@ -31,15 +31,15 @@ def sent(turns: Turns, live: dict[int, Sender]) -> list[str]:
 
 
 def test_senders_take_turns_chunk_by_chunk():
-    assert sent(*senders(3, 1)) == ["1", "2", "1", "2 finish", "1", "1 finish"]
+    assert sent(*senders(3, 2)) == ["2", "1", "2", "2 finish", "1", "1", "1 finish"]
 
 
-def test_a_newcomer_waits_for_one_round_only():
+def test_a_newcomer_comes_first_and_then_in_turn():
     turns, live = senders(100)
     turns.take(live).chunk_sent(0, 0.0)
     live[2] = Sender(offer(handle=2, size=CHUNK), early=True)
     turns.join(2)
-    assert [turns.take(live).handle for _ in range(3)] == [1, 2, 1]
+    assert [turns.take(live).handle for _ in range(3)] == [2, 1, 2]
 
 
 def test_who_has_nothing_to_send_is_passed_over():
