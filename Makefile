@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/requirements.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format demo bench
+.PHONY: help run test lint format demo bench faults
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,3 +36,6 @@ demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) thro
 
 bench: $(STAMP) ## measure against nginx, tus and others (ONLY=part of a row's name, QUICK=1)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+faults: $(STAMP) ## break the stack while transfers run, N times each way (N=5, ONLY=part of a cell's name, SEED=)
+	@$(BIN)/python -m faults --trials $(or $(N),5) $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED))

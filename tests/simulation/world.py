@@ -41,6 +41,8 @@ class World:
     def __init__(self, loop: SimulationLoop, chance: random.Random) -> None:
         self.loop = loop
         self.chance = chance
+        self.pace = chance.choice((0.01, 0.05, 0.15))  # mean seconds that one message takes
+        self.work = chance.choice((0.01, 0.1, 0.5))  # mean seconds that each half of a task takes
         self.trouble = 1.0  # how likely what may be lost is lost: 0 once all is healed
         self.redis = Store(loop.time, chance)
         self.client, self.aclient = RedisClient(self.redis), AsyncClient(self.redis)
@@ -58,7 +60,12 @@ class World:
         self.trace.append(f"{self.loop.now:.4f} {text}")
 
     def delay(self) -> float:
-        return self.chance.expovariate(300)
+        """Return how long something takes on its way."""
+        return self.chance.expovariate(1 / self.pace)
+
+    def labour(self) -> float:
+        """Return how long a worker takes."""
+        return self.chance.expovariate(1 / self.work)
 
     def lost(self, share: float) -> bool:
         return self.chance.random() < share * self.trouble
@@ -135,7 +142,7 @@ class World:
             return self.log(f"{task} is lost")
         for _ in range(2 if self.lost(0.15) else 1):
             late = self.chance.uniform(0, 8) if self.lost(0.15) else 0.0
-            self.later(late + self.delay(), self._take, task, arguments)
+            self.later(late + self.labour(), self._take, task, arguments)
         return None
 
     def _take(self, task: str, arguments: dict[str, Any]) -> None:
@@ -143,7 +150,7 @@ class World:
         if not alive:
             return self.later(0.5, self._take, task, arguments)
         name = self.chance.choice(alive)
-        return self.later(self.delay(), self._run, task, arguments, name, owner=self.workers[name])
+        return self.later(self.labour(), self._run, task, arguments, name, owner=self.workers[name])
 
     def _run(self, task: str, arguments: dict[str, Any], name: str) -> None:
         self.log(f"{name} runs {task.rpartition('.')[2]} {arguments.get('start', '')}")
@@ -158,7 +165,7 @@ class World:
         """Between writing a file and committing its row anything may happen: the worker's death, a frozen hour."""
 
         def split(order: Any, name: str, worker: str) -> None:
-            self.later(self.delay(), commit, order, name, worker, owner=running())
+            self.later(self.labour(), commit, order, name, worker, owner=running())
 
         return split
 
@@ -166,7 +173,7 @@ class World:
         """The same between reading the last byte of a payload and completing it."""
 
         def split(payload: Any, digest: str, *, sealer: str | None = None) -> bool:
-            self.later(self.delay(), lambda: complete(payload, digest, sealer=sealer), owner=running())
+            self.later(self.labour(), lambda: complete(payload, digest, sealer=sealer), owner=running())
             return True
 
         return split
@@ -238,8 +245,11 @@ class Web:
         """Do what an ASGI server and Channels do for one connection: one message after the other."""
         consumer = Consumer(found, channel)
         self.world.consumers[channel] = consumer
-        who = await self.shared.db(login.login_of_token, token)
-        await consumer._begin(who)
+        try:
+            await consumer._begin(await self.shared.db(login.login_of_token, token))
+        except Exception:
+            found.cut()
+            raise
         reading = asyncio.create_task(consumer.read())
         try:
             while (message := await consumer.inbox.get()) is not LOST:
@@ -247,6 +257,7 @@ class Web:
         finally:
             reading.cancel()
             del self.world.consumers[channel]
+            self.world.later(3.0, found.cut)  # an ASGI server ends what its application has left
             await consumer._clean_up()
 
 
