@@ -1,22 +1,26 @@
 """Credit of all uploads of a web process: together they never have more in Redis than the budget.
 
 While everybody's window fits, everybody has it. Beyond, each gets an equal share; and where not even one chunk each
-fits, credit goes round: who waits longest is next, who has used theirs up waits again.
+fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
+again. One user's uploads get three quarters of the budget at most: credit that is
+taken and never used must not stop the others.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from delivery.protocol.receiver import Receiver
 
 
 @dataclass(slots=True)
 class _Account:
-    """One upload: what it may still put into Redis, in bytes, and how its session is told that this grew."""
+    """One upload: whose it is, what it may still put into Redis, in bytes, and how its session is told that this grew."""
 
+    user: Any
     changed: Callable[[], None]
     outstanding: int = 0
 
@@ -28,75 +32,118 @@ class CreditLedger:
         self.budget = budget
         self._window = window
         self._total = 0
+        self._of_user: Counter[Any] = Counter()
         self._accounts: dict[Receiver, _Account] = {}
-        self._waiting: OrderedDict[Receiver, None] = OrderedDict()
+        self._queues: OrderedDict[Any, OrderedDict[Receiver, None]] = OrderedDict()  # who waits, by user
 
     def window(self) -> int:
         """Return the window in bytes of one more upload."""
-        return min(self._window, self.budget // (len(self._accounts) + 1))
+        return self._share(len(self._accounts) + 1)
 
-    def fits(self, receiver: Receiver, stored: int) -> bool:
-        """Return whether an upload that goes on from byte `stored` gets credit at once, or has to wait for it."""
+    def _share(self, among: int) -> int:
+        return min(self._window, self._most_of_one, self.budget // among)
+
+    @property
+    def _most_of_one(self) -> int:
+        return 3 * self.budget // 4
+
+    def _has_room(self, user: Any, wanted: int) -> bool:
+        """Return whether `user` may have `wanted` bytes more. Alone, even a chunk above the budget has its turn."""
+        if self._total + wanted > self.budget and self._total > 0:
+            return False
+        return self._of_user[user] + wanted <= self._most_of_one or self._of_user[user] == 0
+
+    def fits(self, receiver: Receiver, stored: int, user: Any) -> bool:
+        """Return whether an upload of `user` that goes on from byte `stored` gets credit at once, or has to wait for it."""
         wanted = max(receiver.chunk_size, self.window())
         if receiver.size is not None:
             wanted = min(wanted, receiver.size - stored)
-        return not self._waiting and self._total + wanted <= self.budget
+        return user not in self._queues and not self._somebody_needs_room() and self._has_room(user, wanted)
 
-    def join(self, receiver: Receiver, changed: Callable[[], None], *, waits: bool) -> None:
+    def _somebody_needs_room(self) -> bool:
+        """Return whether anybody waits for room, and not just for more than one user may have."""
+        return any(self._of_user[user] < self._most_of_one // 2 for user in self._queues)
+
+    def join(self, receiver: Receiver, changed: Callable[[], None], user: Any, *, waits: bool) -> None:
         """Count an upload that was accepted; `waits`: without credit, for want of room."""
-        self._accounts[receiver] = _Account(changed)
+        self._accounts[receiver] = _Account(user, changed)
         if waits:
-            self._waiting[receiver] = None
+            self._wait(receiver)
         self._count(receiver)
+        self._hand_out()
 
     def leave(self, receiver: Receiver) -> None:
         """Count an upload no more."""
-        account = self._accounts.pop(receiver, None)
+        account = self._accounts.get(receiver)
         if account is not None:
-            self._total -= account.outstanding
-            self._waiting.pop(receiver, None)
+            self._charge(account, 0)
+            self._wait_no_more(receiver)
+            del self._accounts[receiver]
             self._hand_out()
 
     def waits(self, receiver: Receiver) -> bool:
         """Return whether an upload waits for room."""
-        return receiver in self._waiting
+        account = self._accounts.get(receiver)
+        return account is not None and receiver in self._queues.get(account.user, ())
 
     def moved(self, receiver: Receiver) -> None:
         """Note that chunks of an upload were stored; what that freed is handed out."""
-        if receiver not in self._accounts:
+        account = self._accounts.get(receiver)
+        if account is None:
             return
-        share = min(self._window, self.budget // len(self._accounts))
+        share = self._share(len(self._accounts))
         receiver.resize(share)
         self._count(receiver)
-        if self._waiting:
+        if self._queues:
             self._yield_turn(receiver)
-        elif receiver.held and self._total + share <= self.budget:
+        elif receiver.held and self._has_room(account.user, share):
             receiver.release()
         self._hand_out()
 
     def _yield_turn(self, receiver: Receiver) -> None:
         """Give no more credit to one who has had some while others wait; back in the queue once it is used up."""
         receiver.hold()
-        if receiver.stored >= receiver.limit and receiver not in self._waiting:
-            self._waiting[receiver] = None
+        if receiver.stored >= receiver.limit:
+            self._wait(receiver)
+
+    def _wait(self, receiver: Receiver) -> None:
+        self._queues.setdefault(self._accounts[receiver].user, OrderedDict()).setdefault(receiver)
+
+    def _wait_no_more(self, receiver: Receiver) -> None:
+        user = self._accounts[receiver].user
+        if user in self._queues:
+            self._queues[user].pop(receiver, None)
+            if not self._queues[user]:
+                del self._queues[user]
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            receiver = next(iter(self._waiting))
-            share = max(receiver.chunk_size, min(self._window, self.budget // len(self._accounts)))
-            if self._total + share > self.budget and self._total > 0:
-                return
-            del self._waiting[receiver]
+        while (receiver := self._next()) is not None:
+            account = self._accounts[receiver]
+            self._wait_no_more(receiver)
+            if account.user in self._queues:
+                self._queues.move_to_end(account.user)  # the others first
+            share = self._share(len(self._accounts))
             receiver.resize(share)
             receiver.release()
-            account = self._accounts[receiver]
-            account.outstanding += share
-            self._total += share
+            self._charge(account, account.outstanding + max(receiver.chunk_size, share))
             account.changed()
 
+    def _next(self) -> Receiver | None:
+        """Return whose turn it is, None where nobody waits or there is no room yet: first who has least."""
+        if not self._queues:
+            return None
+        user = min(self._queues, key=self._of_user.__getitem__)
+        receiver = next(iter(self._queues[user]))
+        wanted = max(receiver.chunk_size, self._share(len(self._accounts)))
+        return receiver if self._has_room(user, wanted) else None
+
     def _count(self, receiver: Receiver) -> None:
-        account = self._accounts[receiver]
         limit = receiver.limit if receiver.chunks is None else min(receiver.limit, receiver.chunks)
-        outstanding = max(0, limit - receiver.stored) * receiver.chunk_size
+        self._charge(self._accounts[receiver], max(0, limit - receiver.stored) * receiver.chunk_size)
+
+    def _charge(self, account: _Account, outstanding: int) -> None:
         self._total += outstanding - account.outstanding
+        self._of_user[account.user] += outstanding - account.outstanding
         account.outstanding = outstanding
+        if not self._of_user[account.user]:
+            del self._of_user[account.user]

@@ -144,7 +144,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
             drop(session, other, "taken_over", final=False)
     receiver.size = opened.size if receiver.size is None else receiver.size
     credit = session.process.credit
-    waits = not opened.inline and not credit.fits(receiver, opened.stored)
+    waits = not opened.inline and not credit.fits(receiver, opened.stored, session.user.pk)
     terms = replace(session.terms(), window=credit.window())
     session.connection.accept(
         receiver,
@@ -164,7 +164,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
     early = session.early.pop(receiver.handle, None)
     if receiver.live:
         if not opened.inline:
-            credit.join(receiver, session.wake, waits=waits)
+            credit.join(receiver, session.wake, session.user.pk, waits=waits)
         session.intakes[receiver.handle] = intake
         if early is not None and receiver.received > receiver.stored:
             intake.keep(early)

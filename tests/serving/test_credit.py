@@ -1,0 +1,202 @@
+"""The credit ledger: all uploads of a process together never have more outstanding than the budget, and all end."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from delivery.protocol.messages import UploadOffer
+from delivery.protocol.receiver import Receiver, Terms
+from delivery.serving.credit import CreditLedger
+
+CHUNK = 4096
+WINDOW = 16 * CHUNK
+TERMS = Terms(window=WINDOW, segment_size=4 * CHUNK, max_size=2**40)
+TRANSFER = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+class World:
+    """A ledger and uploads whose senders use all credit at once, in memory."""
+
+    def __init__(self, budget: int, window: int = WINDOW) -> None:
+        self.ledger = CreditLedger(budget, window)
+        self.told: list[Receiver] = []
+        self.now = 0.0
+        self._handles = 0
+
+    def open(self, chunks: int | None, *, user: int = 1, chunk_size: int = CHUNK, stored: int = 0) -> Receiver:
+        """Accept one more upload, as `uploading` does."""
+        self._handles += 1
+        size = None if chunks is None else chunks * chunk_size
+        offer = UploadOffer(transfer=TRANSFER, handle=self._handles, name="", size=size, chunk_size=chunk_size)
+        receiver = Receiver(offer)
+        waits = not self.ledger.fits(receiver, stored, user)
+        terms = replace(TERMS, window=self.ledger.window())
+        receiver.accept(chunk_size=2**22, stored=stored, terms=terms, now=self.now, hold=waits)
+        self.ledger.join(receiver, lambda: self.told.append(receiver), user, waits=waits)
+        return receiver
+
+    def send(self, receiver: Receiver) -> int:
+        """Take in whatever the credit allows; return how many chunks."""
+        receiver.next_ack(self.now)
+        end = receiver.limit if receiver.chunks is None else min(receiver.limit, receiver.chunks)
+        count = max(0, end - receiver.received)
+        receiver.received += count
+        return count
+
+    def store(self, receiver: Receiver, chunks: int) -> None:
+        """Store some of what was taken in."""
+        self.now += 0.1
+        receiver.on_stored(min(receiver.received, receiver.stored + chunks))
+        self.ledger.moved(receiver)
+
+    def buffered(self, receivers: list[Receiver]) -> int:
+        return sum((one.received - one.stored) * one.chunk_size for one in receivers)
+
+
+def test_while_everybody_fits_everybody_has_a_whole_window():
+    world = World(budget=8 * WINDOW)
+    uploads = [world.open(100) for _ in range(6)]
+    assert [one.limit for one in uploads] == [16] * 6
+    assert not any(world.ledger.waits(one) for one in uploads)
+
+
+def test_one_more_than_fits_waits_with_no_credit():
+    world = World(budget=4 * WINDOW)
+    for user in range(4):
+        world.open(100, user=user)
+    late = world.open(100, user=4)
+    assert late.limit == 0
+    assert world.ledger.waits(late)
+
+
+def test_what_is_stored_goes_to_who_waits():
+    world = World(budget=2 * WINDOW)
+    first, second = world.open(100, user=1), world.open(100, user=2)
+    late = world.open(100, user=3)
+    world.send(first)
+    world.store(first, 16)
+    assert world.told == [late]
+    assert world.send(late) > 0
+    assert second.limit == 16  # what was given stays given
+
+
+def test_one_user_leaves_a_quarter_to_the_others():
+    world = World(budget=8 * WINDOW)
+    greedy = [world.open(100) for _ in range(50)]
+    assert sum(one.limit for one in greedy) <= 6 * 16
+    for user in (2, 3):
+        assert world.open(100, user=user).limit > 0
+
+
+def test_the_others_are_next_though_one_user_has_waited_longer():
+    world = World(budget=8 * WINDOW)
+    greedy = [world.open(100) for _ in range(50)]
+    others = [world.open(100, user=user) for user in range(2, 30)]
+    waiting = [one for one in others if world.ledger.waits(one)]
+    assert waiting
+    for done in [one for one in greedy if one.limit][:3]:
+        world.ledger.leave(done)
+    assert world.told[0] is waiting[0]
+
+
+def test_a_small_upload_takes_no_more_than_its_size():
+    world = World(budget=2 * WINDOW)
+    for _ in range(20):
+        assert not world.ledger.waits(world.open(1))
+
+
+def test_who_leaves_gives_back_what_it_had():
+    world = World(budget=WINDOW)
+    first, late = world.open(100), world.open(100)
+    assert world.ledger.waits(late)
+    world.ledger.leave(first)
+    assert not world.ledger.waits(late)
+    assert world.send(late) > 0
+    world.ledger.leave(late)
+    assert world.ledger.window() == 3 * WINDOW // 4
+
+
+def test_who_waits_and_leaves_is_forgotten():
+    world = World(budget=WINDOW)
+    first = world.open(100)
+    gone, late = world.open(100), world.open(100)
+    world.ledger.leave(gone)
+    world.ledger.leave(first)
+    assert world.told == [late]
+
+
+def test_no_upload_of_the_same_user_overtakes_who_waits():
+    world = World(budget=WINDOW)
+    first, second = world.open(100), world.open(100)
+    third = world.open(1)  # so small that it would fit sooner
+    assert third.limit == 0
+    world.send(first)
+    world.store(first, 16)
+    assert world.told[0] is second
+
+
+def test_a_chunk_larger_than_the_budget_moves_alone():
+    world = World(budget=CHUNK)
+    large = world.open(3, chunk_size=4 * CHUNK)
+    for _ in range(3):
+        assert world.send(large) == 1
+        world.store(large, 1)
+    assert large.stored == 3
+
+
+def test_a_budget_that_shrinks_takes_nothing_back():
+    world = World(budget=4 * WINDOW)
+    uploads = [world.open(100, user=user) for user in range(4)]
+    world.ledger.budget = WINDOW
+    assert [one.limit for one in uploads] == [16] * 4
+    for one in uploads:
+        world.send(one)
+        world.store(one, 16)
+    assert world.ledger.window() <= WINDOW // 4
+
+
+def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
+    """Let everybody send and store in a random order until all is stored; check the budget at each step."""
+    live = list(uploads)
+    for _ in range(200 * len(uploads) + 1000):
+        if not live:
+            return
+        one = chances.choice(live)
+        world.send(one)
+        assert world.buffered(live) <= world.ledger.budget + slack
+        world.store(one, chances.randint(1, 20))
+        if one.stored == one.chunks:
+            world.ledger.leave(one)
+            live.remove(one)
+    pytest.fail(f"{len(live)} uploads never ended")
+
+
+@pytest.mark.parametrize("count", [1, 5, 100, 1000])
+def test_any_number_of_uploads_ends_within_the_budget(count):
+    world = World(budget=64 * CHUNK)
+    uploads = [world.open(8, user=number % 7) for number in range(count)]
+    run(world, uploads, random.Random(count), slack=0)
+    assert world.ledger.window() == WINDOW
+    assert world.ledger._total == 0
+    assert not world.ledger._of_user
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    budget=st.integers(1, 200),
+    sizes=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([CHUNK, 2 * CHUNK, 8 * CHUNK]), st.integers(1, 3)),
+        min_size=1,
+        max_size=40,
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_whatever_their_sizes_all_of_them_end(budget, sizes, seed):
+    world = World(budget=budget * CHUNK)
+    uploads = [world.open(chunks, user=user, chunk_size=chunk_size) for chunks, chunk_size, user in sizes]
+    run(world, uploads, random.Random(seed), slack=8 * CHUNK)
