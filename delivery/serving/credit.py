@@ -2,8 +2,8 @@
 
 While everybody's window fits, everybody has it. Beyond, each gets an equal share; and where not even one chunk each
 fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
-again. One user's uploads get three quarters of the budget at most: credit that is
-taken and never used must not stop the others.
+again. One user's uploads get three quarters of the budget at most: credit that is taken and never used must not stop
+the others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class _Account:
     user: Any
     changed: Callable[[], None]
     outstanding: int = 0
+    yields: bool = False  # gets no more while others wait
 
 
 class CreditLedger:
@@ -82,9 +83,9 @@ class CreditLedger:
             self._hand_out()
 
     def waits(self, receiver: Receiver) -> bool:
-        """Return whether an upload waits for room."""
+        """Return whether it is for want of room that an upload gets no more credit."""
         account = self._accounts.get(receiver)
-        return account is not None and receiver in self._queues.get(account.user, ())
+        return account is not None and (account.yields or receiver in self._queues.get(account.user, ()))
 
     def moved(self, receiver: Receiver) -> None:
         """Note that chunks of an upload were stored; what that freed is handed out."""
@@ -96,15 +97,20 @@ class CreditLedger:
         self._count(receiver)
         if self._queues:
             self._yield_turn(receiver)
-        elif receiver.held and self._has_room(account.user, share):
-            receiver.release()
+        elif receiver.held and self._has_room(account.user, share - account.outstanding):
+            self._release(receiver)
         self._hand_out()
 
     def _yield_turn(self, receiver: Receiver) -> None:
         """Give no more credit to one who has had some while others wait; back in the queue once it is used up."""
         receiver.hold()
+        self._accounts[receiver].yields = True
         if receiver.stored >= receiver.limit:
             self._wait(receiver)
+
+    def _release(self, receiver: Receiver) -> None:
+        self._accounts[receiver].yields = False
+        receiver.release()
 
     def _wait(self, receiver: Receiver) -> None:
         self._queues.setdefault(self._accounts[receiver].user, OrderedDict()).setdefault(receiver)
@@ -124,7 +130,7 @@ class CreditLedger:
                 self._queues.move_to_end(account.user)  # the others first
             share = self._share(len(self._accounts))
             receiver.resize(share)
-            receiver.release()
+            self._release(receiver)
             self._charge(account, account.outstanding + max(receiver.chunk_size, share))
             account.changed()
 

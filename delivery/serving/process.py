@@ -93,7 +93,7 @@ class Process:
         self._tasks = [
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
-            asyncio.create_task(self._every(MEMORY_SECONDS, self.check_memory), name="delivery memory"),
+            asyncio.create_task(self._look_after_memory(), name="delivery memory"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
             asyncio.create_task(self._every(LOOK_SECONDS, self.lookout.look), name="delivery lookout"),
         ]
@@ -177,6 +177,10 @@ class Process:
         noted, self._positions = self._positions, {}
         if noted:
             await self.db(deliveries.note_positions, noted)
+
+    async def _look_after_memory(self) -> None:
+        await self.check_memory()  # at once: after a restart everybody comes back in the first second
+        await self._every(MEMORY_SECONDS, self.check_memory)
 
     async def check_memory(self) -> None:
         """See how full Redis is: the uploads' budget is at most half of it."""

@@ -160,6 +160,20 @@ def test_a_budget_that_shrinks_takes_nothing_back():
     assert world.ledger.window() <= WINDOW // 4
 
 
+def test_who_has_to_yield_is_not_taken_for_one_who_waits_for_a_worker():
+    world = World(budget=2 * WINDOW)
+    first, _ = world.open(100, user=1), world.open(100, user=2)
+    late = world.open(100, user=3)
+    world.send(first)
+    world.store(first, 1)  # some credit is left
+    assert first.held
+    assert world.ledger.waits(first)
+    world.ledger.leave(late)
+    world.store(first, 1)
+    assert not first.held
+    assert not world.ledger.waits(first)
+
+
 def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
     """Let everybody send and store in a random order until all is stored; check the budget at each step."""
     live = list(uploads)
