@@ -34,6 +34,12 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     return change
 
 
+def _forget_queues() -> None:
+    """Have Celery read its options again: it keeps the queues that it made of them, for every later test too."""
+    for name in ("queues", "router", "_rtable"):
+        current_app.amqp.__dict__.pop(name, None)
+
+
 @pytest.fixture
 def option() -> Iterator[Any]:
     """Return a function that changes an option of the reference site's app until the test ends."""
@@ -42,10 +48,12 @@ def option() -> Iterator[Any]:
     def change(name: str, value: Any) -> None:
         before[name] = current_app.conf[name]
         current_app.conf[name] = value
+        _forget_queues()
 
     yield change
     for name, value in before.items():
         current_app.conf[name] = value
+    _forget_queues()
 
 
 def test_the_reference_site_is_fine():

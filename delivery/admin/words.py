@@ -52,6 +52,7 @@ EVENT_KINDS: dict[str, Words] = {
     "lost": _("buffered bytes were lost and are sent again"),
     "storage_unavailable": _("storage did not answer"),
     "damaged": _("stored bytes are damaged"),
+    "attached": _("attached to a model"),
     "unsealed": _("checking was interrupted"),
     "complete": _("complete"),
     "delivered": _("delivered"),

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import DatabaseError, IntegrityError, transaction
 from django.utils import timezone
 
-from delivery.models import Event
+from delivery.models import Event, Payload, Transfer
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +37,19 @@ def write() -> None:
         if not batch:
             return
         try:
-            _write(batch)
+            with transaction.atomic():
+                _write(batch)
+        except IntegrityError as error:  # deleted in this very moment
+            logger.warning("%d events are dropped: %s", len(batch), type(error).__name__)
         except DatabaseError as error:
             _waiting.extendleft(reversed(batch))
             logger.warning("events wait: %s", type(error).__name__)
 
 
 def _write(batch: list[Event]) -> None:
-    try:
-        with transaction.atomic():
-            Event.objects.bulk_create(batch)
-    except IntegrityError:  # some payload is gone by now; its events go with it
-        for event in batch:
-            try:
-                with transaction.atomic():
-                    event.save(force_insert=True)
-            except IntegrityError:
-                continue
+    """Write a batch, but for what is gone by now: its events go with it."""
+    payloads = set(Payload.objects.filter(pk__in={event.payload_id for event in batch}).values_list("pk", flat=True))
+    transfers = set(Transfer.objects.filter(pk__in={event.transfer_id for event in batch}).values_list("pk", flat=True))
+    Event.objects.bulk_create(
+        event for event in batch if event.payload_id in payloads | {None} and event.transfer_id in transfers | {None}
+    )

@@ -58,6 +58,7 @@ def test_the_confirmation_page_posts_what_the_action_needs(admin_client, payload
         assert field in text
 
 
+@pytest.mark.django_db(transaction=True)  # what happened is noted when it has committed
 def test_cancelling_a_payload_ends_it_and_its_transfers(admin_client, admin_user, payload):
     response = post(admin_client, PAYLOADS, "cancel_payloads", payload)
     assert response.status_code == 302
