@@ -9,14 +9,23 @@
 | E005 | settings that contradict each other |
 | E006 | the Celery app does not accept JSON |
 | E007 | the Celery app does not know our queue |
+| E101 | a Redis elsewhere without a password |
+| E102 | a Redis elsewhere without TLS |
+| E103 | DEBUG is on |
+| E104 | browsers of every Origin may connect |
+| E105 | the web server takes smaller messages than we do |
+| E106 | daphne is the web server |
+| E107 | the core channel layer under redis-py 8 without a timeout |
 | W001 | no Celery app is configured |
 | W002 | Celery is in eager mode |
 | W003 | nobody consumes our queue |
 | W004 | Redis does not answer |
 | W005 | the web server takes smaller messages than we do |
 | W006 | daphne is the web server |
+| W007 | the Celery app accepts more than JSON |
 
-W003 and W004 look at what runs, so they run only when asked for: `manage.py check --deploy`.
+W003 and W004 look at what runs, so they run only when asked for: `manage.py check --deploy`. E101 and above, and W007,
+are for a site that strangers can reach, and run only then, too; `deployment` has them.
 """
 
 from __future__ import annotations
@@ -32,7 +41,7 @@ from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
 
-from delivery import conf, dispatch
+from delivery import conf, deployment, dispatch
 from delivery.buffer import workers
 from delivery.errors import BufferUnavailable
 from delivery.protocol.frames import HEADER_BYTES, is_chunk_size
@@ -46,6 +55,7 @@ def register_all() -> None:
     checks.register(check_celery, TAG)
     checks.register(check_workers, TAG, deploy=True)
     checks.register(check_server, TAG)
+    deployment.register_all(TAG)
 
 
 def check_settings(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:

@@ -76,8 +76,18 @@ class SiteApp:
 
     configured: bool  # somebody made one; else it is Celery's fallback, which knows no broker
     eager: bool
-    accepts_json: bool
+    accepts: tuple[str, ...]  # names and content types
+    broker_urls: tuple[str, ...]
     unknown_queues: tuple[str, ...]  # of ours, where the app declares its queues and makes no other
+
+    @property
+    def accepts_json(self) -> bool:
+        return bool({"json", "application/json"} & set(self.accepts))
+
+
+def _broker_urls(given: Any) -> tuple[str, ...]:
+    urls = given.split(";") if isinstance(given, str) else given or ()
+    return tuple(url for url in urls if isinstance(url, str))
 
 
 def site_app() -> SiteApp:
@@ -88,6 +98,7 @@ def site_app() -> SiteApp:
     return SiteApp(
         configured=current_app.main != "default" or bool(options.broker_url),
         eager=bool(options.task_always_eager),
-        accepts_json=bool({"json", "application/json"} & set(options.accept_content)),
+        accepts=tuple(options.accept_content),
+        broker_urls=_broker_urls(options.broker_url),
         unknown_queues=unknown,
     )

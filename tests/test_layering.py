@@ -27,7 +27,8 @@ ARROWS: dict[str, str] = {
     "client": "protocol",
     # the ground of the server
     "conf": "",
-    "checks": "conf protocol dispatch buffer",
+    "checks": "conf protocol dispatch buffer deployment",
+    "deployment": "conf dispatch",
     "signals": "",
     "tokens": "conf",
     "models": "protocol conf",
