@@ -7,14 +7,19 @@ another one. A failing seed is run again exactly by `SIMULATION_FROM=S SIMULATIO
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+from delivery.models import Segment
+from delivery.serving.intake import Intake
+from delivery.transfers import storing
 from tests.simulation.run import simulate
 
 FIRST = int(os.environ.get("SIMULATION_FROM", "0"))
 COUNT = int(os.environ.get("SIMULATION_SEEDS", "500"))
 BATCH = 25
+_flush_some = Intake._flush_some
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, BATCH))
@@ -22,6 +27,34 @@ def test_all_ends_well_once_the_faults_are_healed(rows: None, first: int) -> Non
     for seed in range(first, min(first + BATCH, FIRST + COUNT)):
         outcome = simulate(seed)
         assert not outcome.problems, f"seed {seed}: {outcome.problems}\n" + "\n".join(outcome.trace[-150:])
+
+
+async def _ack_what_is_only_buffered(self: Intake) -> None:
+    await _flush_some(self)
+    self.receiver.on_stored(min(self._flushed, self.receiver.received))
+    self._reports.changed()
+
+
+def _advance_over_gaps(row: Any, worker: str) -> None:
+    for segment in Segment.objects.filter(payload_id=row.payload_id).order_by("offset"):
+        row.position = max(row.position, segment.offset + segment.length)
+    storing.progressed(row)
+    row.save()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "seeds"),
+    [
+        (Intake, "_flush_some", _ack_what_is_only_buffered, range(5)),
+        (storing, "_advance", _advance_over_gaps, range(5)),
+    ],
+    ids=["acks what is only buffered", "advances over gaps"],
+)
+def test_a_broken_promise_is_noticed(
+    rows: None, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Any, seeds: range
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    assert any(simulate(seed).problems for seed in seeds)
 
 
 def test_a_seed_replays_exactly(rows: None) -> None:
