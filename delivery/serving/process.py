@@ -91,6 +91,7 @@ class Process:
     def start(self) -> None:
         self.subscriber.start()
         self._tasks = [
+            asyncio.create_task(self.readers.run(), name="delivery drop"),
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
             asyncio.create_task(self._look_after_memory(), name="delivery memory"),

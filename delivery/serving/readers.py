@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -33,7 +34,8 @@ class ReaderTable:
 
     def __init__(self) -> None:
         self._payloads: dict[UUID, _Readers] = {}
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._passed: deque[tuple[UUID, int, int]] = deque()  # payload, its size, range
+        self._due = asyncio.Event()
 
     def move(self, payload: UUID, size: int, reader: object, index: int) -> None:
         """Note that `reader` is in range `index` of a payload of `size` bytes."""
@@ -62,15 +64,21 @@ class ReaderTable:
         if last <= readers.lowest:
             readers.lowest = min(readers.lowest, index)  # somebody came who is further behind
             return
-        task = asyncio.create_task(_drop(payload, readers.size, readers.lowest, last), name="delivery drop")
-        self._dropping.add(task)
-        task.add_done_callback(self._dropping.discard)
+        self._passed.extend((payload, readers.size, number) for number in range(readers.lowest, last))
+        self._due.set()
         readers.lowest = last
 
+    async def run(self) -> None:
+        """Drop what was passed, as soon as it was. The process owns the task."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            while self._passed:
+                await _drop(*self._passed.popleft())
 
-async def _drop(payload: UUID, size: int, first: int, last: int) -> None:
+
+async def _drop(payload: UUID, size: int, index: int) -> None:
     try:
-        for index in range(first, last):
-            await blocks.adrop(payload, size, index)
+        await blocks.adrop(payload, size, index)
     except BufferUnavailable as error:
-        logger.info("staged ranges are left to expire: %s", error)
+        logger.info("a staged range is left to expire: %s", error)
