@@ -10,7 +10,12 @@ from pathlib import Path
 from tests.launch.live import ROOT, clean_environment
 
 SECONDS = 150  # a machine that does other things as well; alone it takes 40 s
-CELLS = ("network: cut at a frame's end", "web: SIGKILL", "worker: SIGKILL of a pool child", "redis: FLUSHALL ten times")
+CELLS = (
+    "network: cut at a frame's end",
+    "web: SIGKILL",
+    "worker: SIGKILL of a pool child",
+    "redis: FLUSHALL ten times",
+)
 
 
 def test_transfers_survive_a_handful_of_faults(tmp_path: Path) -> None:
