@@ -74,6 +74,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
+        self.conn.debug = False  # or, where DEBUG is logged, it logs every frame and header: payloads, tokens, cookies
 
     def data_received(self, data: bytes) -> None:
         began = time.monotonic()
