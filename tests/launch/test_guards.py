@@ -1,0 +1,113 @@
+"""The bounds that uvicorn does not have, on a real server in this process, with times that a test can wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from delivery.launch import guards
+from delivery.launch.web import WebOptions
+from tests.launch.live import free_port
+
+HEAD_SECONDS = 0.4
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An ASGI app that reads the whole body and says its length."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = str(length).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(guards, "HEAD_SECONDS", HEAD_SECONDS)
+    port = free_port()
+    options = WebOptions(
+        host="127.0.0.1", port=port, message_limit=2**20, proxy_headers=False, forwarded_allow_ips=None
+    )
+    server = uvicorn.Server(options.config(hello))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield port
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+async def streams(port: int) -> AsyncIterator[Streams]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    yield reader, writer
+    writer.close()
+
+
+async def ends(reader: asyncio.StreamReader) -> float:
+    """Return how long it takes until the server ends TCP, in seconds."""
+    began = time.monotonic()
+    try:
+        await asyncio.wait_for(reader.read(), 5)
+    except ConnectionError:
+        pass
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET", b"GET / HTTP/1.1\r\nHost: x\r\nX: "], ids=["nothing", "a word", "a part"]
+)
+async def test_a_head_that_does_not_come_is_waited_for_a_while(streams: Streams, sent: bytes) -> None:
+    reader, writer = streams
+    writer.write(sent)
+    assert HEAD_SECONDS / 2 < await ends(reader) < 4
+
+
+async def test_a_head_a_byte_at_a_time_gains_no_time(streams: Streams) -> None:
+    reader, writer = streams
+    ending = asyncio.create_task(ends(reader))
+    for byte in b"GET / HTTP/1.1\r\n" * 10:
+        if ending.done():
+            break
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.02)
+    assert await ending < 3
+
+
+async def test_a_slow_body_has_its_time(streams: Streams) -> None:
+    reader, writer = streams
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+    for _ in range(10):
+        await asyncio.sleep(HEAD_SECONDS / 4)
+        writer.write(b"x")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n10"), 5)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_large_body_behind_its_head_is_no_large_head(streams: Streams) -> None:
+    reader, writer = streams
+    size = 4 * guards.HEAD_BYTES
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_second_request_has_its_own_bounds(streams: Streams) -> None:
+    reader, writer = streams
+    for _ in range(3):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n0"), 5)
+        await asyncio.sleep(HEAD_SECONDS)  # between requests uvicorn's own timeout holds
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (2 * guards.HEAD_BYTES))
+    await asyncio.sleep(0.05)
+    writer.write(b"y")
+    assert b"400" in await asyncio.wait_for(reader.read(64), 5)
