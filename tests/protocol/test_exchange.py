@@ -69,9 +69,9 @@ def test_an_empty_payload(side):
 def test_small_payloads_pass_between_the_chunks_of_a_large_one():
     pair = Pair()
     large, _ = pair.accepted(pair.client)
-    small, _ = pair.accepted(pair.client, transfer=OTHER, size=1)
-    pair.client.next_turn()
+    assert pair.client.next_turn() is large
     pair.chunk(large, pair.client, bytes(CHUNK))
+    small, _ = pair.accepted(pair.client, transfer=OTHER, size=1)
     assert pair.client.next_turn() is small
 
 
