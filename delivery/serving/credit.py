@@ -97,9 +97,17 @@ class CreditLedger:
         self._count(receiver)
         if self._queues:
             self._yield_turn(receiver)
-        elif receiver.held and self._has_room(account.user, share - account.outstanding):
-            self._release(receiver)
+        elif receiver.held:
+            self._take_up_again(receiver, share)
         self._hand_out()
+
+    def _take_up_again(self, receiver: Receiver, share: int) -> None:
+        """Give credit again now that nobody waits; where there is no room yet, wait, since nothing else moves it then."""
+        account = self._accounts[receiver]
+        if self._has_room(account.user, share - account.outstanding):
+            self._release(receiver)
+        elif receiver.stored >= receiver.limit:
+            self._wait(receiver)
 
     def _yield_turn(self, receiver: Receiver) -> None:
         """Give no more credit to one who has had some while others wait; back in the queue once it is used up."""
