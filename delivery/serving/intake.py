@@ -135,7 +135,8 @@ class Intake:
         try:
             while self._pending:
                 await self._flush_some()
-            while (run := self.receiver.rest(time.monotonic())) is not None:
+            # Nothing is kept of what the third nack gave up: the abort left the receiver's count as it was.
+            while self._checksums and (run := self.receiver.rest(time.monotonic())) is not None:
                 self._add_order(run)
             await self._ask(time.monotonic())
         except (BufferUnavailable, StaleLease) as error:
