@@ -98,7 +98,17 @@ def _checksums(run: BufferedRun) -> tuple[int, ...] | None:
 
 
 def drop(run: BufferedRun) -> None:
-    """Remove what a run left in the buffer; it is stored."""
-    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
+    """Remove what a run left in the buffer: it is stored, or wanted no more."""
     with reporting():
-        client().unlink(*names, keys.checksums(run.payload, run.lease, run.start))
+        client().unlink(*_names(run))
+
+
+async def adrop(run: BufferedRun) -> None:
+    """Do what `drop` does."""
+    with reporting():
+        await aclient().unlink(*_names(run))
+
+
+def _names(run: BufferedRun) -> list[str]:
+    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
+    return [*names, keys.checksums(run.payload, run.lease, run.start)]

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -87,6 +87,7 @@ class Process:
         self._threads = ThreadPoolExecutor(options.database_threads, thread_name_prefix="delivery-db")
         self._publishers = ThreadPoolExecutor(2, thread_name_prefix="delivery-publish")
         self._tasks: list[asyncio.Task[None]] = []
+        self._unfinished: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         self.subscriber.start()
@@ -105,6 +106,7 @@ class Process:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await asyncio.gather(*self._unfinished, return_exceptions=True)
         await self.small.stop()
         await self.received.stop()
         await self.write_positions()
@@ -122,6 +124,13 @@ class Process:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: _with_connections(function, *args, **kwargs))
+
+    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`. Cancelling the caller, whose connection is gone, leaves it running; `stop` waits for it."""
+        task = asyncio.ensure_future(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
 
     async def _write_batch(self, function: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
         # One at a time: SQLite would let the second wait in naps, and PostgreSQL gains little from two.

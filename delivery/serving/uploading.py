@@ -20,6 +20,7 @@ from delivery.protocol.frames import Chunk
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
 from delivery.protocol.states import State
+from delivery.serving import discarding
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake, Reports
 from delivery.transfers import ending, uploads
@@ -215,8 +216,8 @@ def drop(session: Session, intake: Intake | InlineIntake, code: str, *, final: b
     if intake.receiver.live:
         session.connection.queue_acks(time.monotonic())
         session.connection.abort(intake.receiver, code, message, final=final)
-    if not final:
-        session.spawn(detach(session, intake), "detach")
+    work = session.process.see_through(discarding.discard(intake)) if final else detach(session, intake)
+    session.spawn(work, "detach")
     session.wake()
 
 
@@ -239,8 +240,7 @@ async def aborted(session: Session, receiver: Receiver, message: messages.Abort)
     if message.final and message.code == "too_large":  # it was we who found that
         await session.db(ending.fail, intake.opened.payload, message.code)
     elif message.final:
-        by = policy.address_of(session.user)
-        await session.db(ending.cancel_payload, intake.opened.payload, by=by)
+        await session.process.see_through(discarding.cancel(session, intake))
     else:
         await detach(session, intake)
 
@@ -276,7 +276,8 @@ async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Fini
     if not isinstance(opened, Opened):
         return
     if receiver.state is State.ABORTED:
-        await session.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
+        cancelling = session.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
+        await session.process.see_through(cancelling)
     else:
         holder = session.require_holder()
         await session.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def store(order: StoreOrder, *, worker: str) -> None:
     try:
         markers.clear(dispatch.store_marker(order.payload, order.lease, order.start))
         if not _needed(order):
+            _drop_void(order)
             return _tell_position(order, worker)
         name = files.write(
             conf.current().storage, order.payload, order.offset, order.lease, _bytes_of(order), order.length
@@ -99,6 +101,13 @@ def _needed(order: StoreOrder) -> bool:
     """Return whether the run is still to be stored under its lease."""
     current = Transfer.objects.filter(pk=order.transfer, lease=order.lease, state=TransferState.LIVE)
     return current.filter(position__lte=order.offset).exists() and not _covered(order)
+
+
+def _drop_void(order: StoreOrder) -> None:
+    """Remove the chunks of a transfer that has ended, or of an earlier lease: nobody will ask for them again."""
+    if not Transfer.objects.filter(pk=order.transfer, lease=order.lease, state=TransferState.LIVE).exists():
+        with contextlib.suppress(BufferUnavailable):  # then they expire
+            chunks.drop(order.run)
 
 
 def _covered(order: StoreOrder) -> bool:

@@ -56,26 +56,35 @@ class Bystander:
     async def upload(self, wire: Wire) -> None:
         while True:
             self._since["upload"] = began = time.monotonic()
-            await self._upload_once(wire)
+            done = await self._upload_once(wire)
             del self._since["upload"]
+            if not done:
+                continue
             self.uploads += 1
             self.longest_upload = max(self.longest_upload, time.monotonic() - began)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _upload_once(self, wire: Wire) -> None:
+    async def _upload_once(self, wire: Wire) -> bool:
+        """Return False where the server is busy: a test has filled Redis."""
         self._handle += 1
         handle = self._handle
         digest = hashlib.sha256(DATA).hexdigest()
         offer = {"transfer": str(uuid.uuid4()), "handle": handle, "name": "b", "size": len(DATA), "chunk_size": CHUNK}
         await wire.say("offer", **offer, sha256=digest)
-        accept = await wire.hear("accept", handle=handle, seconds=SECONDS)
-        assert accept["limit"] >= 2, accept
+        answer = await wire.answer(handle, seconds=SECONDS)
+        if answer["type"] == "reject":
+            await asyncio.sleep(answer["retry_after"])
+            return False
+        limit = answer["limit"]
         for seq in range(2):
+            while seq >= limit:
+                limit = (await wire.hear("ack", handle=handle, seconds=SECONDS))["limit"]
             data = DATA[seq * CHUNK : (seq + 1) * CHUNK]
             await wire.send(frame(BINARY, struct.pack(">III", handle, seq, crc32c.crc32c(data)) + data))
         await wire.say("finish", handle=handle, chunks=2, size=len(DATA), sha256=digest)
         assert (await wire.hear("done", handle=handle, seconds=SECONDS))["sha256"] == digest
         wire.heard.clear()  # acks
+        return True
 
 
 async def main(port: int, token: str) -> None:

@@ -23,7 +23,6 @@ from tests.stack import Person, Site
 CHUNK = 65_536
 SIZE = 100_000  # more than goes inline
 DATA = bytes(SIZE)
-ANSWERS = ("accept", "reject", "done")
 
 
 @pytest.fixture
@@ -51,15 +50,8 @@ async def offer(wire: Wire, handle: int, *, size: int | None = SIZE, transfer: s
 
 
 async def answer(wire: Wire, handle: int) -> dict[str, Any]:
-    """Return the accept or reject of an offer."""
-    async with asyncio.timeout(60):
-        while True:
-            for message in wire.heard:
-                if isinstance(message, dict) and message["type"] in ANSWERS and message["handle"] == handle:
-                    wire.heard.remove(message)
-                    return message
-            assert wire.close is None, wire.close
-            await asyncio.sleep(0.005)
+    """Return the accept, reject or done of an offer."""
+    return await wire.answer(handle, seconds=60)
 
 
 async def send(wire: Wire, handle: int, data: bytes = DATA, *, first: int = 0, finish: bool = True) -> None:

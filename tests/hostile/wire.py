@@ -190,18 +190,20 @@ class Wire:
 
     async def hear(self, type: str, *, seconds: float = SECONDS, **members: Any) -> dict[str, Any]:
         """Return the first message of a type, with these members, that no `hear` has returned yet."""
-        wanted = {"type": type, **members}
+        return await self._first((type,), members, seconds)
 
-        async def look() -> dict[str, Any]:
-            async with self._changed:
-                while True:
-                    for index, message in enumerate(self.heard):
-                        if isinstance(message, dict) and wanted.items() <= message.items():
-                            return self.heard.pop(index)  # type: ignore[return-value]
-                    assert self.close is None, f"closed with {self.close} before {wanted}; heard {self.heard}"
-                    await self._changed.wait()
+    async def answer(self, handle: int, *, seconds: float = SECONDS) -> dict[str, Any]:
+        """Return the answer to an offer, or what comes next of that kind: accept, reject, done."""
+        return await self._first(("accept", "reject", "done"), {"handle": handle}, seconds)
 
-        return await asyncio.wait_for(look(), seconds)
+    async def _first(self, types: tuple[str, ...], members: dict[str, Any], seconds: float) -> dict[str, Any]:
+        async with asyncio.timeout(seconds), self._changed:
+            while True:
+                for index, message in enumerate(self.heard):
+                    if isinstance(message, dict) and message["type"] in types and members.items() <= message.items():
+                        return self.heard.pop(index)  # type: ignore[return-value]
+                assert self.close is None, f"closed with {self.close} before {types}; heard {self.heard}"
+                await self._changed.wait()
 
     async def closes(self, *, seconds: float = SECONDS) -> tuple[int, str]:
         """Wait for the server to close; return its code and reason."""
