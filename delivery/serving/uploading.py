@@ -259,6 +259,7 @@ async def detach(session: Session, intake: Intake | InlineIntake) -> None:
 def _let_go(session: Session, receiver: Receiver) -> Intake | InlineIntake | None:
     """Take an upload from its connection and end its run; return it, None where that was done already."""
     intake = session.intakes.pop(receiver.handle, None)
+    session.process.credit.leave(receiver)  # here too: a task that is cancelled before its first step never gets to it
     if intake is not None and intake.task is not None and intake.task is not asyncio.current_task():
         intake.task.cancel()
     return intake
