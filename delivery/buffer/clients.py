@@ -7,12 +7,13 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import redis
 import redis.asyncio
+import redis.asyncio.client
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
@@ -99,8 +100,34 @@ def aclient() -> Any:
             retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
             **_OPTIONS,
         )
-        clients[url] = redis.asyncio.Redis(connection_pool=pool)
+        clients[url] = _WholeClient(connection_pool=pool)
     return clients[url]
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await a command. Cancelling the caller leaves it running, within its timeouts.
+
+    redis-py may take a cancellation for its own timeout's and go on, so that whoever was cancelled waits for ever; and a
+    connection that is given up half-way has to be opened anew.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
+class _WholePipeline(redis.asyncio.client.Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return await _to_the_end(super().execute(raise_on_error))
+
+
+class _WholeClient(redis.asyncio.Redis):
+    """A client whose commands are not broken off by cancelling who waits for them."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await _to_the_end(super().execute_command(*args, **options))  # type: ignore[no-untyped-call,unused-ignore]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _WholePipeline:
+        return _WholePipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
 async def aclose() -> None:
