@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import keys
+from delivery.buffer import bulk, keys
 from delivery.buffer.clients import aclient, client, reporting
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
 
-FETCH_BYTES = 1024 * 1024
+PIECE_BYTES = 256 * 1024
 Data = bytes | memoryview
 
 
@@ -69,23 +69,23 @@ async def akeep(run: BufferedRun) -> None:
 
 
 def fetch(run: BufferedRun) -> Iterator[bytes]:
-    """Yield the data of each chunk of a run, checked.
+    """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
 
-    Raises `ChunksLost` at the first that is gone (with its seq), `IntegrityError` where Redis gives back other bytes,
-    `BufferUnavailable`.
+    Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
+    bytes than were put there, `BufferUnavailable`.
     """
     expected = _checksums(run)
-    step = max(1, FETCH_BYTES // run.chunk_size)
-    for first in range(run.start, run.end, step):
-        last = min(first + step, run.end)
-        with reporting():
-            values = client().mget([keys.chunk(run.payload, run.lease, seq) for seq in range(first, last)])
-        for seq, value in enumerate(values, first):
-            if value is None:
-                raise ChunksLost(seq)
-            if expected is not None and checksum(value) != expected[seq - run.start]:
-                raise IntegrityError(f"chunk {seq} changed in the buffer")
-            yield value
+    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
+    with bulk.mget(names) as values:
+        for number in range(len(names)):
+            if values.length() is None:
+                raise ChunksLost(run.start + number)
+            crc = 0
+            while piece := values.read(PIECE_BYTES):
+                crc = checksum(piece, crc)
+                yield piece
+            if expected is not None and crc != expected[number]:
+                raise IntegrityError(f"chunk {run.start + number} changed in the buffer")
 
 
 def _checksums(run: BufferedRun) -> tuple[int, ...] | None:

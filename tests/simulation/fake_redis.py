@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -98,6 +99,41 @@ class Client:
 
     def pipeline(self, **_: Any) -> Pipeline:
         return Pipeline(self._store)
+
+    @property
+    def connection_pool(self) -> Client:
+        return self
+
+    def get_connection(self) -> Connection:
+        return Connection(self._store)
+
+    def release(self, connection: Connection) -> None:
+        return None
+
+
+class Connection:
+    """For bulk replies: what the socket gives is what a server would have written there (RESP)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reply = io.BytesIO()
+
+    def send_command(self, command: str, *names: str) -> None:
+        values = self._store.do(command.lower(), names)
+        written = [b"$-1\r\n" if value is None else b"$%d\r\n%b\r\n" % (len(value), value) for value in values]
+        self._reply = io.BytesIO(b"*%d\r\n%b" % (len(names), b"".join(written)))
+
+    def _get_socket(self) -> Connection:
+        return self
+
+    def recv(self, most: int) -> bytes:
+        return self._reply.read(self._store.chance.randint(1, most))
+
+    def recv_into(self, view: memoryview) -> int:
+        return self._reply.readinto(view)
+
+    def disconnect(self) -> None:
+        return None
 
 
 class Pipeline:
