@@ -7,7 +7,9 @@ import logging
 from typing import Any
 from uuid import UUID
 
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.layers import get_channel_layer
 
 from delivery import drain, notify
 from delivery.serving import login, plain, process, server
@@ -19,6 +21,7 @@ from delivery.serving.writer import ConnectionClosed
 logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
+LAYER_RETRY_SECONDS = 1.0
 
 
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -29,6 +32,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _close_code: int | None = None
     _joined: set[str]
     _task: asyncio.Task[Any] | None = None
+    _hearing: asyncio.Task[None] | None = None
     _abandoned = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -41,18 +45,42 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._task = asyncio.current_task()
         server.look_at(receive)
         try:
-            await super().__call__(scope, receive, send)
+            await self._serve(scope, receive, send)
         except asyncio.CancelledError:
             if not self._abandoned:
                 raise
         finally:
             await asyncio.shield(self._clean_up())
 
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
+        self.scope, self.base_send = scope, send
+        self.channel_layer = get_channel_layer(self.channel_layer_alias)
+        self.channel_name = await self.channel_layer.new_channel()
+        self._hearing = asyncio.create_task(self._hear(), name="delivery control events")
+        try:
+            while True:
+                await self.dispatch(await receive())
+        except StopConsumer:
+            pass
+
+    async def _hear(self) -> None:
+        """Hand on control events. A layer that is away costs events, which may be lost, and no connection."""
+        while True:
+            try:
+                await self.dispatch(await self.channel_layer.receive(self.channel_name))
+            except Exception:  # a layer raises its own backend's errors
+                logger.warning("control events wait: the channel layer fails", exc_info=True)
+                await asyncio.sleep(LAYER_RETRY_SECONDS)
+
     async def _clean_up(self) -> None:
         if self.session is not None:
             await self.session.end(self._close_code)
         if self.plain is not None:
             await self.plain.end()
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.gather(self._hearing, return_exceptions=True)
         for group in self._joined:
             await self.channel_layer.group_discard(group, self.channel_name)
 

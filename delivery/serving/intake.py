@@ -27,7 +27,8 @@ from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
 
-FLUSH_BYTES = 1024 * 1024
+FLUSH_BYTES = 1024 * 1024  # go into the buffer in one round trip
+GATHER_SECONDS = 0.004  # that a chunk waits for as many others; on a slow line none comes within it
 BUFFER_RETRY_SECONDS = 0.5
 LOOK_SECONDS = 0.05
 BUFFER_PATIENCE_SECONDS = 30.0
@@ -75,6 +76,9 @@ class Intake:
         self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
         self._orders: deque[Order] = deque()
         self._woken = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._gathered = False  # what is pending is enough, or has waited long enough
         self._drained = asyncio.Event()
         self._lost = False
         self._rewinding = False
@@ -99,6 +103,16 @@ class Intake:
         self._pending.append((chunk.data, chunk.checksum))
         self._pending_bytes += len(chunk.data)
         self._checksums.append(chunk.checksum)
+        if self._gathering is None or self._pending_bytes >= FLUSH_BYTES or self._nothing_follows:
+            self._gather()
+
+    @property
+    def _nothing_follows(self) -> bool:
+        """Whether the sender waits for us, or has sent everything."""
+        return self.receiver.received >= self.receiver.limit or self.receiver.received == self.receiver.chunks
+
+    def _flush_now(self) -> None:
+        self._gathered = True
         self._woken.set()
 
     def wake(self) -> None:
@@ -160,8 +174,12 @@ class Intake:
             self._check_patience(error)
         return None
 
+    @property
+    def _flush_due(self) -> bool:
+        return bool(self._pending) and (self._gathered or self._hurried)
+
     async def _move(self) -> None:
-        if self._pending:
+        if self._flush_due:
             await self._flush_some()
         now = time.monotonic()
         while (run := self.receiver.rest(now) if self._hurried else self.receiver.next_run(now)) is not None:
@@ -204,7 +222,18 @@ class Intake:
             self._pending.popleft()
         self._pending_bytes -= size
         self._flushed += len(batch)
+        self._gather()
         self._drained.set()
+
+    def _gather(self) -> None:
+        """Wait for more, unless what is pending is enough or the last."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+        self._gathering, self._gathered = None, False
+        if self._pending_bytes >= FLUSH_BYTES or (self._pending and self._nothing_follows):
+            self._flush_now()
+        elif self._pending:
+            self._gathering = self._loop.call_later(GATHER_SECONDS, self._flush_now)
 
     async def below(self, limit: int) -> None:
         """Wait until less than `limit` bytes are in this process's memory alone."""
@@ -271,6 +300,7 @@ class Intake:
         seq = self._seq_of(position)
         self._pending.clear()
         self._pending_bytes = 0
+        self._gather()
         self._checksums.clear()
         self._orders.clear()
         self.lease = lease
@@ -288,7 +318,7 @@ class Intake:
     # -- time and wake-ups -------------------------------------------------------------------------------------------
 
     async def _sleep(self) -> None:
-        if self._woken.is_set() or (self._pending and self._buffer_failed_at is None):
+        if self._woken.is_set() or (self._flush_due and self._buffer_failed_at is None):
             return
         now = time.monotonic()
         wait = max(0.0, self._wake_at(now) - now)
