@@ -1,11 +1,19 @@
-"""Fixtures of the tests that want the real, shipped stack. It is started once, by the first test that asks for it."""
+"""Fixtures of the tests that want the real, shipped stack, started once, by the first test that asks for it; or a Valkey."""
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from django.conf import settings
+from django.test import override_settings
 
+from delivery.buffer import clients
+from delivery.launch.valkey import Valkey
+from tests.launch.live import wait_until
 from tests.stack import Site, Stack, WebProcess, site_of
 
 
@@ -35,3 +43,20 @@ def site(shipped: Stack, django_db_blocker: pytest.FixtureRequest) -> Iterator[S
     """This process's Django, on the shipped stack's state."""
     with django_db_blocker.unblock(), site_of(shipped) as site:  # type: ignore[attr-defined]
         yield site
+
+
+@pytest.fixture
+def valkey() -> Iterator[None]:
+    """Start a Valkey, and let the buffer use it."""
+    # Not pytest's directory: a socket's path is short.
+    with tempfile.TemporaryDirectory() as directory:
+        server = Valkey(socket=Path(directory) / "valkey.sock", directory=Path(directory))
+        process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+        try:
+            with override_settings(DELIVERY={**settings.DELIVERY, "REDIS_URL": server.url}):
+                wait_until(clients.answers, what="Valkey")
+                yield
+                clients.client().connection_pool.disconnect()
+        finally:
+            process.kill()
+            process.wait()

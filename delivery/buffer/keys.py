@@ -53,6 +53,11 @@ def left(worker: str) -> str:
     return _key("left", worker)
 
 
+def digest(payload: UUID) -> str:
+    """How far a payload is hashed."""
+    return _key("h", payload.hex)
+
+
 def channel(topic: str) -> str:
     """The pub/sub channel of wake-ups on `topic`; channels know no database numbers, hence the prefix."""
     return _key("w", topic)

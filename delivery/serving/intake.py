@@ -274,7 +274,8 @@ class Intake:
             await chunks.akeep(run)
         marker = dispatch.store_marker(run.payload, run.lease, run.start)
         attempt = order.attempt
-        await self._process.publish(dispatch.STORE, order.order.arguments(), marker=marker, attempt=attempt)
+        arguments = order.order.arguments() | {"again": attempt > 0}
+        await self._process.publish(dispatch.STORE, arguments, marker=marker, attempt=attempt)
         order.attempt += 1
         order.ask_at = time.monotonic() + markers.lifetime(attempt)
 

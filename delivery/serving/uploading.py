@@ -318,6 +318,7 @@ async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, sta
             offset=offset,
             length=length,
             ends=offset + length if length % chunk_size else None,  # a short chunk is the last
+            again=True,
         )
         marker = dispatch.store_marker(order.payload, order.lease, order.start)
         await session.process.publish(dispatch.STORE, order.arguments(), marker=marker)

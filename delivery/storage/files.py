@@ -160,6 +160,18 @@ def modified(alias: str, name: str) -> datetime.datetime | None:
             return None
 
 
+def look(alias: str, name: str) -> str:
+    """Return what Storage says of a file without reading it: name, size and time, as far as it can tell.
+
+    Raises `StorageUnavailable`, also where there is no such file.
+    """
+    with reporting():
+        size: int | None = None
+        with contextlib.suppress(NotImplementedError):
+            size = storage(alias).size(name)
+    return f"{name} {size} {modified(alias, name)}"
+
+
 def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield `length` bytes of a file from `offset` on, as views into `buffer`, each valid until the next.
 

@@ -24,7 +24,8 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import completing, ending, events, uploads
+from delivery.transfers import completing, ending, events, hashing, uploads
+from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,49 @@ def _release(payload_id: UUID, sealer: str) -> None:
 
 
 def _digest(payload: Payload, sealer: str, draining: Callable[[], bool]) -> str | None:
-    """Return the SHA-256 of what is stored; None where the task is to stop, or lost its claim."""
+    """Return the SHA-256 of what is stored; None where the task is to stop, or lost its claim.
+
+    Goes on from where storing has hashed to. A digest that is not the expected one is computed once more from all of
+    it, before anything is failed.
+    """
+    may_go_on = _Pulse(payload, sealer, draining)
+    hashed = hashing.resume(payload)
+    if hashed is not None:
+        found = _rest(payload, hashed, may_go_on)
+        if found is None or not payload.expected_sha256 or found == payload.expected_sha256:
+            return found
+    hashing.forget(payload.pk)
     digest = hashlib.sha256()
-    beat = time.monotonic()
     for piece in payloads.pieces(payload, 0, payload.size or 0, memoryview(bytearray(PIECE_BYTES))):
         digest.update(piece)
-        if time.monotonic() - beat >= HEARTBEAT_SECONDS:
-            beat = time.monotonic()
-            mine = Payload.objects.filter(pk=payload.pk, sealer=sealer, state=PayloadState.SEALING)
-            if draining() or not mine.update(sealing_at=timezone.now()):
-                return None
+        if not may_go_on():
+            return None
     return digest.hexdigest()
+
+
+def _rest(payload: Payload, hashed: Hashed, may_go_on: Callable[[], bool]) -> str | None:
+    """Hash the segments that are not yet; what is done is kept for the next task where this one is to stop."""
+    size = payload.size or 0
+    segments = payloads.segments_of(payload, hashed.position, size) if hashed.position < size else []
+    for segment in segments:
+        hashed.add(segment)
+        if not may_go_on():
+            hashing.keep(payload.pk, hashed)
+            return None
+    hashing.forget(payload.pk)
+    return str(hashed.sha256.finalize())
+
+
+class _Pulse:
+    """The heartbeat of one sealing task on its payload's row; called between pieces, it says whether to go on."""
+
+    def __init__(self, payload: Payload, sealer: str, draining: Callable[[], bool]) -> None:
+        self._mine = Payload.objects.filter(pk=payload.pk, sealer=sealer, state=PayloadState.SEALING)
+        self._draining = draining
+        self._beat = time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._beat < HEARTBEAT_SECONDS:
+            return True
+        self._beat = time.monotonic()
+        return not self._draining() and bool(self._mine.update(sealing_at=timezone.now()))

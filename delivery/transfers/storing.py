@@ -22,7 +22,7 @@ from delivery.buffer.chunks import BufferedRun
 from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refused, StaleLease, StorageUnavailable
 from delivery.models import Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import ending, events, quotas, uploads
+from delivery.transfers import ending, events, hashing, quotas, uploads
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class StoreOrder:
     """What a task needs to store one run: ids and numbers.
 
     `offset` and `length` in bytes; `ends`: the payload's size where this run is known to be its last, else None.
+    `again`: asked for before, so that it may be stored already.
     """
 
     transfer: UUID
@@ -43,6 +44,7 @@ class StoreOrder:
     offset: int
     length: int
     ends: int | None = None
+    again: bool = False
 
     @property
     def run(self) -> BufferedRun:
@@ -66,7 +68,7 @@ def store(order: StoreOrder, *, worker: str) -> None:
     """
     try:
         markers.clear(dispatch.store_marker(order.payload, order.lease, order.start))
-        if not _needed(order):
+        if order.again and not _needed(order):
             _drop_void(order)
             return _tell_position(order, worker)
         name = files.write(
@@ -110,10 +112,11 @@ def _drop_void(order: StoreOrder) -> None:
             chunks.drop(order.run)
 
 
-def _covered(order: StoreOrder) -> bool:
-    """Return whether any stored segment overlaps the run: another attempt was faster."""
+def _covered(order: StoreOrder, position: int = 0) -> bool:
+    """Return whether any segment from `position` on overlaps the run: another attempt was faster."""
     end = order.offset + order.length
-    before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset")
+    found = Segment.objects.filter(payload_id=order.payload, offset__gte=position, offset__lt=end)
+    before = found.order_by("-offset")
     last = before.values_list("offset", "length").first()
     return last is not None and sum(last) > order.offset
 
@@ -124,7 +127,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
     try:
         with transaction.atomic():
             row = uploads.locked_under(order.transfer, order.lease)
-            if _covered(order):
+            if row.position > order.offset or _covered(order, row.position):
                 raise StaleLease("another attempt stored this run")
             Segment.objects.create(
                 payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length
@@ -136,6 +139,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             _advance(row, worker)
     except StaleLease:
         files.delete(alias, name)
+        _drop_void(order)
     except Refused as refused:
         files.delete(alias, name)
         ending.fail(order.payload, refused.code)
@@ -147,6 +151,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
         # Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
         notify.wake(order.payload, "stored", lease=order.lease, position=row.position, worker=worker)
         chunks.drop(order.run)
+        hashing.follow(order.payload)
         return
     _tell_position(order, worker)
 

@@ -43,13 +43,23 @@ class Store:
             raise redis.ConnectionError("away")
         return getattr(self, f"_{command}")(*args, **options)
 
-    def _set(self, key: str, value: Any, *, ex: float | None = None, px: float | None = None, nx: bool = False) -> Any:
-        if nx and self._live(key) is not None:
+    def _set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ex: float | None = None,
+        px: float | None = None,
+        nx: bool = False,
+        get: bool = False,
+    ) -> Any:
+        before = self._live(key)
+        if nx and before is not None:
             return None
         life = ex if ex is not None else (px / 1000 if px is not None else None)
         data = value.encode() if isinstance(value, str) else bytes(value)
         self.values[key] = (data, None if life is None else self.now() + life)
-        return True
+        return before if get else True
 
     def _get(self, key: str) -> Any:
         return self._live(key)

@@ -198,6 +198,11 @@ class World:
             raise StorageUnavailable("cannot be read")
         yield memoryview(self.files[name])[offset : offset + length]
 
+    def look(self, alias: str, name: str) -> str:
+        if self.storage_fails or name not in self.files:
+            raise StorageUnavailable("cannot be read")
+        return name
+
     def delete(self, alias: str, name: str) -> bool:
         self.files.pop(name, None)
         return True

@@ -1,0 +1,141 @@
+"""Hashing as segments are stored, in their order, so that sealing a large payload has little left to read.
+
+The task that has stored a segment reads it back from Storage while it is still in some cache, and puts the state of
+SHA-256 into Redis for the next one. Whoever finds no state, or finds that a file is no longer what was hashed, leaves
+it: sealing then reads everything. `hashlib` cannot put a state down; `rehashes` can, where it is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from delivery.buffer import digests
+from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
+from delivery.models import Payload, Segment
+from delivery.protocol.frames import checksum
+from delivery.storage import files, payloads
+
+try:
+    from rehashes import PySha256
+except ImportError:  # there are no wheels for this platform
+    PySha256 = None
+
+logger = logging.getLogger(__name__)
+
+MOST_SEGMENTS = 4  # hashed by one task: its worker has other work
+LOOK_SECONDS = 0.005
+MOST_LOOKS = 400  # for a state that another task holds: 2 s
+
+
+@dataclass(slots=True)
+class Hashed:
+    """A payload hashed up to byte `position`. `seen`: a checksum of what the files looked like that were hashed."""
+
+    position: int
+    sha256: Any
+    seen: int
+
+    def add(self, segment: Segment) -> None:
+        """Hash one more segment. Raises `StorageUnavailable`, `IntegrityError`."""
+        self.seen = look_of(segment, self.seen)
+        buffer = memoryview(bytearray(files.PIECE_BYTES))
+        for piece in files.read(segment.storage, segment.name, segment.file_offset, segment.length, buffer):
+            self.sha256.update(bytes(piece))
+        self.position += segment.length
+
+    def pack(self) -> bytes:
+        members = {"position": self.position, "sha256": self.sha256.serialize().hex(), "seen": self.seen}
+        text = json.dumps(members).encode()
+        return b"%08x%b" % (checksum(text), text)
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Hashed | None:
+        """Read what `pack` wrote, None where it is something else."""
+        text = record[8:]
+        if record[:8] != b"%08x" % checksum(text):
+            return None
+        members = json.loads(text)
+        return cls(members["position"], PySha256.deserialize(bytes.fromhex(members["sha256"])), members["seen"])
+
+
+def look_of(segment: Segment, before: int) -> int:
+    """Return a checksum of what Storage says of a file, after that of those before it."""
+    return checksum(files.look(segment.storage, segment.name).encode(), before)
+
+
+def follow(payload: UUID) -> None:
+    """Hash what has been stored and joins on, unless another task does. Never raises: it is work done ahead."""
+    if PySha256 is None:
+        return
+    try:
+        record = digests.take(payload)
+        if record != digests.HELD:
+            _follow(payload, record)
+    except (BufferUnavailable, StorageUnavailable, IntegrityError) as error:
+        logger.info("payload %s is hashed when it is sealed: %s", payload, error)
+        forget(payload)
+
+
+def _follow(payload: UUID, record: bytes | None) -> None:
+    hashed = Hashed(0, PySha256(), 0) if record is None else Hashed.unpack(record)
+    if hashed is None:
+        return digests.drop(payload)
+    joining = Segment.objects.filter(payload_id=payload, offset__gte=hashed.position).order_by("offset")
+    segments = list(joining[: MOST_SEGMENTS + 1])
+    if record is None and len(segments) > MOST_SEGMENTS:
+        return digests.drop(payload)  # the state was lost: too much to begin anew between two tasks
+    for segment in segments[:MOST_SEGMENTS]:
+        if segment.offset != hashed.position:
+            break
+        hashed.add(segment)
+    return digests.put(payload, hashed.pack())
+
+
+def resume(payload: Payload) -> Hashed | None:
+    """Return how far a payload is hashed, and hold it; None where everything has to be read."""
+    if PySha256 is None:
+        return None
+    try:
+        record = _wait_for(payload.pk)
+        hashed = None if record is None else Hashed.unpack(record)
+    except BufferUnavailable:
+        return None
+    return hashed if hashed is not None and _unchanged(payload, hashed) else None
+
+
+def _wait_for(payload: UUID) -> bytes | None:
+    """Take the record as soon as nobody holds it; None where it does not come, or there is none."""
+    for _ in range(MOST_LOOKS):
+        if (record := digests.take(payload)) != digests.HELD:
+            return record
+        time.sleep(LOOK_SECONDS)
+    return None
+
+
+def _unchanged(payload: Payload, hashed: Hashed) -> bool:
+    """Return whether all files that were hashed are what they were then."""
+    seen = 0
+    segments: Iterable[Segment] = payloads.segments_of(payload, 0, hashed.position) if hashed.position else ()
+    for segment in segments:
+        seen = look_of(segment, seen)
+    return seen == hashed.seen
+
+
+def keep(payload: UUID, hashed: Hashed) -> None:
+    """Put a state back that somebody else is to go on with."""
+    with contextlib.suppress(BufferUnavailable):
+        digests.put(payload, hashed.pack())
+
+
+def forget(payload: UUID) -> None:
+    """Remove what is known of a payload's hash."""
+    if PySha256 is not None:
+        with contextlib.suppress(BufferUnavailable):
+            digests.drop(payload)

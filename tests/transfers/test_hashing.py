@@ -1,0 +1,124 @@
+"""Hashing as segments are stored: sealing goes on from there, and reads everything where it cannot trust that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import override_settings
+
+from delivery.buffer import digests
+from delivery.models import Payload, PayloadState, Segment
+from delivery.storage import files
+from delivery.transfers import hashing, sealing
+
+SEGMENT = 300_000
+DATA = os.urandom(3 * SEGMENT + 17)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def payload(valkey: None, tmp_path: Path) -> Iterator[Payload]:
+    """A payload that is being sealed, none of its segments stored yet."""
+    local = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": tmp_path}}
+    with override_settings(STORAGES={"delivery": local}):
+        owner = User.objects.create(username=f"u{uuid4().hex[:8]}")
+        yield Payload.objects.create(
+            owner=owner, size=len(DATA), state=PayloadState.SEALING, expected_sha256=hashlib.sha256(DATA).hexdigest()
+        )
+
+
+def store(payload: Payload, offset: int) -> Segment:
+    data = DATA[offset : offset + SEGMENT]
+    name = files.write("delivery", payload.pk, offset, 1, iter([data]), len(data))
+    return Segment.objects.create(payload=payload, storage="delivery", name=name, offset=offset, length=len(data))
+
+
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count what is read from Storage from now on."""
+    counted: list[int] = []
+    read = files.read
+
+    def counting(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Any:
+        counted.append(length)
+        return read(alias, name, offset, length, buffer)
+
+    monkeypatch.setattr(files, "read", counting)
+    return counted
+
+
+def sealed(payload: Payload) -> str:
+    sealing.seal(payload.pk, worker="test")
+    payload.refresh_from_db()
+    return str(payload.state)
+
+
+def test_sealing_reads_only_what_is_not_hashed_yet(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
+    for offset in (0, SEGMENT, 2 * SEGMENT):
+        store(payload, offset)
+        hashing.follow(payload.pk)
+    store(payload, 3 * SEGMENT)
+    counted = read_bytes(monkeypatch)
+    assert sealed(payload) == "complete"
+    assert sum(counted) == 17
+
+
+def test_segments_are_hashed_in_order_whatever_came_first(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
+    for offset in (SEGMENT, 0, 3 * SEGMENT, 2 * SEGMENT):
+        store(payload, offset)
+        hashing.follow(payload.pk)
+    counted = read_bytes(monkeypatch)
+    assert (sealed(payload), sum(counted)) == ("complete", 0)
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged", "held"])
+def test_without_a_state_everything_is_read(payload: Payload, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    for offset in range(0, len(DATA), SEGMENT):
+        store(payload, offset)
+        hashing.follow(payload.pk)
+    if lost == "gone":
+        digests.drop(payload.pk)
+    elif lost == "damaged":
+        record = digests.take(payload.pk) or b""
+        digests.put(payload.pk, record[:-5] + b"00000")
+    else:
+        digests.take(payload.pk)
+        monkeypatch.setattr(hashing, "MOST_LOOKS", 2)
+    counted = read_bytes(monkeypatch)
+    assert (sealed(payload), sum(counted)) == ("complete", len(DATA))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter"])
+def test_a_file_changed_after_it_was_hashed_is_noticed(payload: Payload, tmp_path: Path, damage: str) -> None:
+    for offset in range(0, len(DATA), SEGMENT):
+        segment = store(payload, offset)
+        hashing.follow(payload.pk)
+    with (tmp_path / segment.name).open("r+b") as file:
+        if damage == "shorter":
+            file.truncate(5)
+        else:
+            byte = file.read(1)
+            file.seek(0)
+            file.write(bytes([byte[0] ^ 1]))
+    assert sealed(payload) == "failed"
+
+
+def test_another_digest_than_expected_is_computed_again_before_it_fails(
+    payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for offset in range(0, len(DATA), SEGMENT):
+        store(payload, offset)
+        hashing.follow(payload.pk)
+    hashed = hashing.resume(payload)
+    assert hashed is not None
+    hashed.sha256.update(b"wrong")
+    hashing.keep(payload.pk, hashed)
+    counted = read_bytes(monkeypatch)
+    assert (sealed(payload), sum(counted)) == ("complete", len(DATA))
