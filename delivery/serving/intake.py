@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from delivery import dispatch
@@ -20,6 +20,7 @@ from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
 from delivery.protocol.receiver import Receiver, Run
 from delivery.serving.finishing import Finishing
+from delivery.serving.gathering import Gathering
 from delivery.serving.process import Process
 from delivery.transfers import uploads
 from delivery.transfers.storing import StoreOrder
@@ -27,13 +28,12 @@ from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
 
-FLUSH_BYTES = 1024 * 1024  # go into the buffer in one round trip
-GATHER_SECONDS = 0.004  # that a chunk waits for as many others; on a slow line none comes within it
 BUFFER_RETRY_SECONDS = 0.5
 LOOK_SECONDS = 0.05
 BUFFER_PATIENCE_SECONDS = 30.0
 STORAGE_RETRY_SECONDS = 1.0
 MOST_STORAGE_FAILURES = 5
+FINISH_SECONDS = 0.05  # that the last run waits for `finish`
 
 
 @dataclass(slots=True)
@@ -70,16 +70,10 @@ class Intake:
         self.worker_at = 0.0
         self._process = process
         self._reports = reports
-        self._pending: deque[tuple[memoryview, int]] = deque()  # (data, checksum) of chunks not yet in the buffer
-        self._pending_bytes = 0
-        self._flushed = receiver.stored
         self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
         self._orders: deque[Order] = deque()
         self._woken = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._gathering: asyncio.TimerHandle | None = None
-        self._gathered = False  # what is pending is enough, or has waited long enough
-        self._drained = asyncio.Event()
+        self._gathering = Gathering(opened.payload, receiver, self.wake)
         self._lost = False
         self._rewinding = False
         self._superseded = False
@@ -96,24 +90,12 @@ class Intake:
     @property
     def unflushed(self) -> int:
         """Bytes that are in this process's memory alone."""
-        return self._pending_bytes
+        return self._gathering.bytes
 
     def keep(self, chunk: Chunk) -> None:
         """Take a chunk that the receiver kept."""
-        self._pending.append((chunk.data, chunk.checksum))
-        self._pending_bytes += len(chunk.data)
         self._checksums.append(chunk.checksum)
-        if self._gathering is None or self._pending_bytes >= FLUSH_BYTES or self._nothing_follows:
-            self._gather()
-
-    @property
-    def _nothing_follows(self) -> bool:
-        """Whether the sender waits for us, or has sent everything."""
-        return self.receiver.received >= self.receiver.limit or self.receiver.received == self.receiver.chunks
-
-    def _flush_now(self) -> None:
-        self._gathered = True
-        self._woken.set()
+        self._gathering.add(chunk.data)
 
     def wake(self) -> None:
         """Look for what is due."""
@@ -147,7 +129,7 @@ class Intake:
     async def detach(self) -> None:
         """Hand over what was taken in, so that it is not sent again: the connection is gone, or about to go."""
         try:
-            while self._pending:
+            while self._gathering:
                 await self._flush_some()
             # Nothing is kept of what the third nack gave up: the abort left the receiver's count as it was.
             while self._checksums and (run := self.receiver.rest(time.monotonic())) is not None:
@@ -174,12 +156,8 @@ class Intake:
             self._check_patience(error)
         return None
 
-    @property
-    def _flush_due(self) -> bool:
-        return bool(self._pending) and (self._gathered or self._hurried)
-
     async def _move(self) -> None:
-        if self._flush_due:
+        if self._gathering.due(hurried=self._hurried):
             await self._flush_some()
         now = time.monotonic()
         while (run := self.receiver.rest(now) if self._hurried else self.receiver.next_run(now)) is not None:
@@ -191,13 +169,16 @@ class Intake:
             self._reports.changed()  # an ack is due by time alone
 
     async def _finish(self) -> None:
-        if not self._confirmed:
-            await self._reports.confirm()
-            self._confirmed = True
+        await self._confirm()
         finished = await self._finishing.step(self.lease)
         if finished is not None:
             self._finished = finished
             self._woken.set()
+
+    async def _confirm(self) -> None:
+        if not self._confirmed:
+            await self._reports.confirm()
+            self._confirmed = True
 
     def _check_patience(self, error: BufferUnavailable) -> None:
         """Keep trying for a while: what is not flushed is in memory, bounded by the window."""
@@ -209,37 +190,11 @@ class Intake:
             raise TransferAborted("busy", "the buffer does not answer", final=False) from error
 
     async def _flush_some(self) -> None:
-        """Put up to 1 MiB of chunks into the buffer, in one round trip."""
-        size = 0
-        batch: list[memoryview] = []
-        for data, _ in self._pending:
-            batch.append(data)
-            size += len(data)
-            if size >= FLUSH_BYTES:
-                break
-        await chunks.aput(self.opened.payload, self.lease, self.receiver.chunk_size, self._flushed, batch)
-        for _ in batch:
-            self._pending.popleft()
-        self._pending_bytes -= size
-        self._flushed += len(batch)
-        self._gather()
-        self._drained.set()
-
-    def _gather(self) -> None:
-        """Wait for more, unless what is pending is enough or the last."""
-        if self._gathering is not None:
-            self._gathering.cancel()
-        self._gathering, self._gathered = None, False
-        if self._pending_bytes >= FLUSH_BYTES or (self._pending and self._nothing_follows):
-            self._flush_now()
-        elif self._pending:
-            self._gathering = self._loop.call_later(GATHER_SECONDS, self._flush_now)
+        await self._gathering.flush(self.lease)
 
     async def below(self, limit: int) -> None:
         """Wait until less than `limit` bytes are in this process's memory alone."""
-        while self._pending_bytes >= limit and self.receiver.live:
-            self._drained.clear()
-            await self._drained.wait()
+        await self._gathering.below(limit)
 
     def _add_order(self, run: Run) -> None:
         receiver = self.receiver
@@ -255,14 +210,22 @@ class Intake:
             length=receiver.offset(run.end) - receiver.offset(run.start),
             ends=ends,
         )
-        self._orders.append(Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)]))
+        entry = Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)])
+        if self._is_whole(order) and receiver.finish is None:
+            entry.ask_at = time.monotonic() + FINISH_SECONDS  # one task may do it all
+        self._orders.append(entry)
+
+    def _is_whole(self, order: StoreOrder) -> bool:
+        """Return whether a run is the whole payload."""
+        return order.ends is not None and order.start == 0
 
     async def _ask(self, now: float) -> None:
         """Publish a task for each run that is due: for the first time, or again."""
         while self._orders and self._orders[0].order.end <= self.receiver.stored:
             self._orders.popleft()
         for order in self._orders:
-            if order.order.end <= self._flushed and now >= order.ask_at:
+            finished = order.attempt == 0 and self.receiver.finish is not None
+            if order.order.end <= self._gathering.flushed and (finished or now >= order.ask_at):
                 await self._ask_for(order)
 
     async def _ask_for(self, order: Order) -> None:
@@ -274,8 +237,11 @@ class Intake:
             await chunks.akeep(run)
         marker = dispatch.store_marker(run.payload, run.lease, run.start)
         attempt = order.attempt
-        arguments = order.order.arguments() | {"again": attempt > 0}
-        await self._process.publish(dispatch.STORE, arguments, marker=marker, attempt=attempt)
+        wanted = replace(order.order, again=attempt > 0)
+        if attempt == 0 and self.receiver.finish is not None and self._is_whole(wanted):
+            await self._confirm()
+            wanted = self._finishing.by_storing(wanted)
+        await self._process.publish(dispatch.STORE, wanted.arguments(), marker=marker, attempt=attempt)
         order.attempt += 1
         order.ask_at = time.monotonic() + markers.lifetime(attempt)
 
@@ -299,15 +265,11 @@ class Intake:
         finally:
             self._rewinding = False
         seq = self._seq_of(position)
-        self._pending.clear()
-        self._pending_bytes = 0
-        self._gather()
         self._checksums.clear()
         self._orders.clear()
         self.lease = lease
         self.receiver.on_stored(seq)
-        self._flushed = seq
-        self._drained.set()
+        self._gathering.rewind(seq)
         if seq < self.receiver.received:  # else it was stored meanwhile
             self._reports.rewind(self.receiver, seq)
 
@@ -319,7 +281,7 @@ class Intake:
     # -- time and wake-ups -------------------------------------------------------------------------------------------
 
     async def _sleep(self) -> None:
-        if self._woken.is_set() or (self._flush_due and self._buffer_failed_at is None):
+        if self._woken.is_set() or (self._gathering.due(hurried=self._hurried) and self._buffer_failed_at is None):
             return
         now = time.monotonic()
         wait = max(0.0, self._wake_at(now) - now)
@@ -335,7 +297,7 @@ class Intake:
             times.append(now + BUFFER_RETRY_SECONDS)
         if (at := self.receiver.wake_at()) is not None:
             times.append(max(at, now + LOOK_SECONDS))
-        times += [order.ask_at for order in self._orders if order.order.end <= self._flushed]
+        times += [order.ask_at for order in self._orders if order.order.end <= self._gathering.flushed]
         if self.receiver.complete:
             times.append(self._finishing.due_at)
         return min(times)
@@ -352,6 +314,7 @@ class Intake:
         elif event == "unstored" and message["lease"] == self.lease:
             self._not_stored(message["start"])
         elif event == "sealed":
+            self.receiver.on_stored(self.receiver.received)  # its `stored` may have been lost
             self._finished = Finished(self.opened.payload, message["size"], message["sha256"])
         elif event == "unsealed":
             self._finishing.again()

@@ -8,6 +8,7 @@ it: sealing then reads everything. `hashlib` cannot put a state down; `rehashes`
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import time
@@ -126,6 +127,18 @@ def _unchanged(payload: Payload, hashed: Hashed) -> bool:
     for segment in segments:
         seen = look_of(segment, seen)
     return seen == hashed.seen
+
+
+def of_file(alias: str, name: str, length: int) -> str | None:
+    """Return the SHA-256 of a file, read back from Storage; None where it does not read."""
+    digest = hashlib.sha256()
+    try:
+        for piece in files.read(alias, name, 0, length, memoryview(bytearray(files.PIECE_BYTES))):
+            digest.update(piece)
+    except (StorageUnavailable, IntegrityError) as error:
+        logger.warning("%s is not hashed: %s", name, error)
+        return None
+    return digest.hexdigest()
 
 
 def keep(payload: UUID, hashed: Hashed) -> None:

@@ -20,9 +20,9 @@ from delivery import conf, dispatch, notify, policy
 from delivery.buffer import chunks, markers
 from delivery.buffer.chunks import BufferedRun
 from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refused, StaleLease, StorageUnavailable
-from delivery.models import Segment, Transfer, TransferState
+from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import ending, events, hashing, quotas, uploads
+from delivery.transfers import completing, ending, events, hashing, quotas, uploads
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ class StoreOrder:
     """What a task needs to store one run: ids and numbers.
 
     `offset` and `length` in bytes; `ends`: the payload's size where this run is known to be its last, else None.
-    `again`: asked for before, so that it may be stored already.
+    `again`: asked for before, so that it may be stored already. `completes`: it is the whole payload and
+    `finish` came, with the digest `sha256` if it gave one: the payload is completed with this segment.
     """
 
     transfer: UUID
@@ -45,6 +46,8 @@ class StoreOrder:
     length: int
     ends: int | None = None
     again: bool = False
+    completes: bool = False
+    sha256: str = ""
 
     @property
     def run(self) -> BufferedRun:
@@ -123,7 +126,8 @@ def _covered(order: StoreOrder, position: int = 0) -> bool:
 
 def _commit(order: StoreOrder, name: str, worker: str) -> None:
     """Commit the segment's row under its lease; a loser deletes only its own file."""
-    alias = conf.current().storage
+    alias, completed = conf.current().storage, False
+    digest = hashing.of_file(alias, name, order.length) if order.completes and order.offset == 0 else None
     try:
         with transaction.atomic():
             row = uploads.locked_under(order.transfer, order.lease)
@@ -137,6 +141,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             if order.ends is not None:
                 uploads.learn(row.payload, order.ends, None)
             _advance(row, worker)
+            completed = digest is not None and _complete(row, order, digest)
     except StaleLease:
         files.delete(alias, name)
         _drop_void(order)
@@ -151,9 +156,25 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
         # Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
         notify.wake(order.payload, "stored", lease=order.lease, position=row.position, worker=worker)
         chunks.drop(order.run)
-        hashing.follow(order.payload)
+        if not completed:
+            hashing.follow(order.payload)
         return
     _tell_position(order, worker)
+
+
+def _complete(row: Transfer, order: StoreOrder, digest: str) -> bool:
+    """Complete a payload that is this one segment, if its digest is the expected one.
+
+    Otherwise it is left to sealing, which looks twice before it fails anything.
+    """
+    payload = Payload.objects.select_for_update().get(pk=order.payload)
+    uploads.learn(payload, order.length, order.sha256 or None)
+    if payload.state != PayloadState.STORING or row.position != payload.size:
+        return False
+    if payload.expected_sha256 not in ("", digest):
+        return False
+    completing.complete_locked(payload, digest)
+    return True
 
 
 def _charge(row: Transfer, order: StoreOrder) -> None:

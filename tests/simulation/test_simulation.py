@@ -31,7 +31,7 @@ def test_all_ends_well_once_the_faults_are_healed(rows: None, first: int) -> Non
 
 async def _ack_what_is_only_buffered(self: Intake) -> None:
     await _flush_some(self)
-    self.receiver.on_stored(min(self._flushed, self.receiver.received))
+    self.receiver.on_stored(min(self._gathering.flushed, self.receiver.received))
     self._reports.changed()
 
 
