@@ -29,6 +29,7 @@ from delivery.models import (
 )
 from delivery.transfers import completing, events, notices
 from delivery.transfers.holders import Holder
+from delivery.transfers.rows import Statement, insert, places
 
 MOST_CLIENTS = 8
 
@@ -207,39 +208,52 @@ def finish(batch: Sequence[Received]) -> list[None]:
     """Note which clients have all of which deliveries, in one transaction. The first one of a user serves the user."""
     now = timezone.now()
     with transaction.atomic():
-        keys = {one.transfer for one in batch}
-        rows = Transfer.objects.select_for_update(of=("self",)).filter(pk__in=keys).in_bulk()
-        ClientPosition.objects.bulk_create(
-            [
-                ClientPosition(
-                    transfer_id=one.transfer,
-                    client=one.client,
-                    state=ClientState.DONE,
-                    position=one.size,
-                    updated_at=now,
-                )
-                for one in batch
-                if one.transfer in rows
-            ],
-            update_conflicts=True,
-            unique_fields=["transfer", "client"],
-            update_fields=["state", "position", "updated_at", "channel"],
+        found = _payloads({one.transfer for one in batch})  # not of what is deleted by now
+        known = [one for one in batch if one.transfer in found]
+        positions = [
+            ClientPosition(
+                transfer_id=one.transfer,
+                client=one.client,
+                state=ClientState.DONE,
+                position=one.size,
+                updated_at=now,
+            )
+            for one in known
+        ]
+        insert(
+            ClientPosition,
+            positions,
+            unique=("transfer", "client"),
+            update=("state", "position", "updated_at", "channel"),
         )
-        for one in batch:
-            if one.transfer in rows and rows[one.transfer].state == TransferState.LIVE:
-                _serve(rows[one.transfer], one.size, now)
-        served = [row for row in rows.values() if row.ended_at == now]
-        Transfer.objects.bulk_update(
-            served, ["state", "ended_at", "position", "waiting_for", "progressed_at"], batch_size=100
-        )
+        for one in known:
+            _serve(one, found[one.transfer], now)
     return [None] * len(batch)
 
 
-def _serve(row: Transfer, size: int, now: datetime.datetime) -> None:
-    row.state, row.ended_at, row.position, row.waiting_for = TransferState.DONE, now, size, ""
-    row.progressed_at = now
-    notices.add("payload_delivered", row.payload, row)
-    events.note("delivered", payload=row.payload_id, transfer=row.pk)
+def _payloads(transfers: Collection[UUID]) -> dict[UUID, UUID]:
+    """Return the payloads of transfers, and lock these until the transaction ends."""
+    text = f"SELECT {{id}}, {{payload}} FROM {{table}} WHERE {{id}} IN ({places(len(transfers))})"
+    found = Statement(Transfer, text, *["id"] * len(transfers)).fetch(*transfers, lock=True)
+    uuid = Payload._meta.pk.to_python
+    return {uuid(transfer): uuid(payload) for transfer, payload in found}
+
+
+_SERVE = Statement(
+    Transfer,
+    "UPDATE {table} SET {state} = %s, {ended_at} = %s, {progressed_at} = %s, {position} = %s, {waiting_for} = %s"
+    " WHERE {id} = %s AND {state} = %s",
+    *("state", "ended_at", "progressed_at", "position", "waiting_for", "id", "state"),
+)
+
+
+def _serve(one: Received, payload: UUID, now: datetime.datetime) -> None:
+    if not _SERVE.run(TransferState.DONE, now, now, one.size, "", one.transfer, TransferState.LIVE):
+        return  # another client of the user was first
+    if notices.wanted("payload_delivered"):
+        row = Transfer.objects.select_related("payload").get(pk=one.transfer)
+        notices.add("payload_delivered", row.payload, row)
+    events.note("delivered", payload=payload, transfer=one.transfer)
 
 
 def decline(transfer: UUID, client: str) -> None:

@@ -15,6 +15,7 @@ from django.db import DatabaseError, IntegrityError, transaction
 from django.utils import timezone
 
 from delivery.models import Event, Payload, Transfer
+from delivery.transfers.rows import insert
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,11 @@ def write() -> None:
 
 def _write(batch: list[Event]) -> None:
     """Write a batch, but for what is gone by now: its events go with it."""
-    payloads = set(Payload.objects.filter(pk__in={event.payload_id for event in batch}).values_list("pk", flat=True))
-    transfers = set(Transfer.objects.filter(pk__in={event.transfer_id for event in batch}).values_list("pk", flat=True))
-    Event.objects.bulk_create(
-        event for event in batch if event.payload_id in payloads | {None} and event.transfer_id in transfers | {None}
-    )
+    payloads = _existing(Payload, {event.payload_id for event in batch})
+    transfers = _existing(Transfer, {event.transfer_id for event in batch})
+    insert(Event, [event for event in batch if event.payload_id in payloads and event.transfer_id in transfers])
+
+
+def _existing(model: type[Payload] | type[Transfer], keys: set[UUID | None]) -> set[UUID | None]:
+    wanted = [key for key in keys if key is not None]
+    return {*model._default_manager.filter(pk__in=wanted).values_list("pk", flat=True), None}

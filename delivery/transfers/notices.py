@@ -25,9 +25,14 @@ FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 3600.0
 
 
+def wanted(signal: str) -> bool:
+    """Return whether a handler is connected to a signal."""
+    return bool(BY_NAME[signal].has_listeners(Payload))
+
+
 def add(signal: str, payload: Payload, transfer: Transfer | None = None) -> None:
     """Write a notice inside the caller's transaction. Nothing is written where no handler is connected."""
-    if not BY_NAME[signal].has_listeners(Payload):
+    if not wanted(signal):
         return
     notice = Notice.objects.create(signal=signal, payload=payload, transfer=transfer, due_at=timezone.now())
     transaction.on_commit(lambda: _publish(notice.pk))

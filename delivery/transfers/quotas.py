@@ -16,8 +16,16 @@ from delivery import conf
 from delivery.errors import Refused
 from delivery.models import Payload, PayloadState, Usage
 from delivery.policy import Quota
+from delivery.transfers.rows import Statement
 
 COUNT_AGAIN = datetime.timedelta(hours=1)
+MOST_BYTES, MOST_LIVE = 2**63 - 1, 2**31 - 1  # that the columns hold
+_RESERVE = Statement(
+    Usage,
+    "UPDATE {table} SET {stored} = {stored} + %s, {live} = {live} + %s"
+    " WHERE {user} = %s AND {stored} <= %s AND {live} < %s",
+    *("stored", "live", "user", "stored", "live"),
+)
 CHARGED = (PayloadState.STORING, PayloadState.SEALING, PayloadState.COMPLETE)
 
 
@@ -27,14 +35,17 @@ def reserve(user: Any, quota: Quota, size: int, *, live: bool) -> None:
     Raises `Refused` with `quota` where either would be exceeded.
     """
     most = min(quota.live, quota.in_flight // conf.current().window)
-    fits = Usage.objects.filter(user=user, stored__lte=quota.stored - size)
-    if live:
-        fits = fits.filter(live__lt=most)
-    change = {"stored": F("stored") + size, "live": F("live") + int(live)}
-    if fits.update(**change):
+    charge = (
+        size,
+        int(live),
+        user.pk,
+        min(quota.stored - size, MOST_BYTES),
+        min(most, MOST_LIVE) if live else MOST_LIVE,
+    )
+    if _RESERVE.run(*charge):
         return
     Usage.objects.get_or_create(user=user, defaults={"counted_at": timezone.now()})
-    if not fits.update(**change):  # again: the user's first offer had no row to change
+    if not _RESERVE.run(*charge):  # again: the user's first offer had no row to change
         raise Refused("quota", f"at most {quota.stored} bytes and {most} uploads at once")
 
 
