@@ -12,7 +12,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
 from delivery import drain, notify
-from delivery.serving import login, plain, process, server
+from delivery.serving import login, plain, process, server, teller
 from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
 from delivery.serving.session import Session
@@ -173,7 +173,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def delivery_waiting(self, event: dict[str, Any]) -> None:
         if self.session is not None:
-            self.session.arrived(event["address"], event.get("offer"))
+            teller.told(self.session, event)
 
     async def delivery_worker_draining(self, event: dict[str, Any]) -> None:
         if self.session is not None:

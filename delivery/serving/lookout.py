@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from django.utils import timezone
 
@@ -30,11 +30,27 @@ class Lookout:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._sessions: WeakKeyDictionary[Session, Sequence[str]] = WeakKeyDictionary()
+        self._by_address: dict[str, WeakSet[Session]] = {}
         self._since = timezone.now() - OVERLAP
 
     def join(self, session: Session, addresses: Sequence[str]) -> None:
         """Look out for what arrives for `addresses`, for as long as the session lives."""
         self._sessions[session] = addresses
+        for address in addresses:
+            self._by_address.setdefault(address, WeakSet()).add(session)
+
+    def leave(self, session: Session) -> None:
+        """Look out for it no more."""
+        for address in self._sessions.pop(session, ()):
+            there = self._by_address.get(address)
+            if there is not None:
+                there.discard(session)
+                if not there:
+                    del self._by_address[address]
+
+    def at(self, address: str) -> list[Session]:
+        """Return the sessions of this process that look out for `address`."""
+        return list(self._by_address.get(address, ()))
 
     async def look(self) -> None:
         """Have each session that something new is for look for it. Raises what the database raises."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
+from delivery.serving.teller import Teller
 from delivery.transfers import deliveries, events, small
 from delivery.transfers.deliveries import Received
 from delivery.transfers.small import SmallOffer
@@ -63,14 +65,14 @@ class Process:
 
     def __init__(self) -> None:
         options = conf.current()
+        self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable()
         self.lookout = Lookout(self)
         self.offers = OfferRates()
-        self.small: Batcher[SmallOffer, Finished | None] = Batcher(
-            partial(self._write_batch, small.take), "small uploads"
-        )
+        self.teller = Teller(self)
+        self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
         self.received: Batcher[Received, None] = Batcher(
             partial(self._write_batch, deliveries.finish), "finished deliveries"
         )
@@ -109,6 +111,7 @@ class Process:
         await asyncio.gather(*self._unfinished, return_exceptions=True)
         await self.small.stop()
         await self.received.stop()
+        await self.teller.stop()
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
@@ -131,6 +134,12 @@ class Process:
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
         return await asyncio.shield(task)
+
+    async def _take_small(self, batch: Sequence[SmallOffer]) -> list[Finished | None]:
+        async with self._writing:
+            taken = await self.db(small.take, batch)
+        self.teller.tell(taken.arrivals)
+        return taken.outcomes
 
     async def _write_batch(self, function: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
         # One at a time: SQLite would let the second wait in naps, and PostgreSQL gains little from two.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -116,6 +116,7 @@ class Session:
             logger.warning("connection of %s: detaching took longer than %s s", self.client, DETACH_SECONDS)
         finally:
             self.process.sessions.discard(self)
+            self.process.lookout.leave(self)
             if self._counted:
                 self.process.connections.leave(self.user.pk)
 
@@ -289,10 +290,10 @@ class Session:
         self.process.forget_workers()
         self.spawn(uploading.release_held(self), "release")
 
-    def arrived(self, address: str, offer: Mapping[str, Any] | None) -> None:
-        """A payload has arrived for an address that this connection has joined; `offer`: all of it, if it is small."""
-        if offer is not None:
-            self.offering.push(Waiting.unpacked(offer))
+    def arrived(self, address: str, waiting: Waiting | None) -> None:
+        """A payload has arrived for an address that this connection has joined; `waiting`: all of it, if it is small."""
+        if waiting is not None:
+            self.offering.push(waiting)
         else:
             self.spawn(self._look_for(address), "arrival")
 

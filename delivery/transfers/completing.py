@@ -88,11 +88,18 @@ def create_deliveries(payload: Payload, addresses: list[str]) -> list[str]:
 
 
 class Recipients:
-    """Whom addresses mean, as the policy says now; each address is asked for once."""
+    """Whom addresses mean, as the policy says now; each user and each address is asked for once."""
 
     def __init__(self) -> None:
         self._rules = policy.current()
         self._known: dict[str, list[Any]] = {}
+        self._users_by_name: dict[str, Any | None] = {}
+
+    def find_user(self, name: str) -> Any | None:
+        """Return the user whom `user:<name>` means, None for nobody."""
+        if name not in self._users_by_name:
+            self._users_by_name[name] = self._rules.find_user(name)
+        return self._users_by_name[name]
 
     def of(self, addresses: list[str]) -> list[Any]:
         """Return the primary keys of the users, each once."""
@@ -106,7 +113,7 @@ class Recipients:
     def _ask(self, address: str) -> Iterable[Any]:
         if address.startswith(policy.GROUP):
             return self._rules.group_members(address.removeprefix(policy.GROUP))
-        user = self._rules.find_user(address.removeprefix(policy.USER))
+        user = self.find_user(address.removeprefix(policy.USER))
         return () if user is None else (user,)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from delivery import policy
 from delivery.policy import GROUP, USER
@@ -29,7 +30,13 @@ def clean_type(content_type: str) -> str:
     return kept.strip()[:MAX_NAME]
 
 
-def canonical(rules: policy.DefaultPolicy, to: Sequence[str]) -> list[str] | None:
+class Finder(Protocol):
+    """A policy, or what remembers its answers."""
+
+    def find_user(self, name: str) -> Any | None: ...
+
+
+def canonical(rules: Finder, to: Sequence[str]) -> list[str] | None:
     """Return addresses as the rows keep them (`user:<primary key>`, `group:<name>`), each once.
 
     None where any is malformed or names nobody, or there are too many: an unknown address and a forbidden one must
@@ -46,7 +53,7 @@ def canonical(rules: policy.DefaultPolicy, to: Sequence[str]) -> list[str] | Non
     return list(found)
 
 
-def _canonical(rules: policy.DefaultPolicy, address: str) -> str | None:
+def _canonical(rules: Finder, address: str) -> str | None:
     if address.startswith(USER):
         user = rules.find_user(address.removeprefix(USER))
         return None if user is None else policy.address_of(user)

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
+from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from delivery import conf, notify, policy
+from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.protocol.messages import UploadOffer
 from delivery.transfers import completing, deliveries, events, names, notices, quotas
+from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
+from delivery.transfers.rows import Statement, insert, places
 from delivery.transfers.uploads import Finished
-
-RIDE_BYTES = 16 * 1024  # up to here the bytes ride on the wake-up
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +49,63 @@ class _Row:
     addresses: list[str]
 
 
-def take(batch: Sequence[SmallOffer]) -> list[Finished | None]:
-    """Store and complete all offers of a batch in one transaction.
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Something that has come for whoever joined `address`; `waiting`: the delivery itself, None where it is to be found."""
 
-    Returns for each the finished payload, or None where it is to go the long way.
+    address: str
+    waiting: Waiting | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a batch: of each offer its finished payload, or None where it is to go the long way.
+
+    `arrivals`: what the recipients are to be told now; nobody has told them.
     """
+
+    outcomes: list[Finished | None]
+    arrivals: list[Arrival]
+
+
+def take(batch: Sequence[SmallOffer]) -> Taken:
+    """Store and complete all offers of a batch in one transaction."""
+    asked = completing.Recipients()
     try:
         with transaction.atomic():
-            rows = _rows(batch)
-            _insert([row for row in rows if row is not None])
+            rows = _rows(batch, asked)
+            arrivals = _insert([row for row in rows if row is not None], asked)
     except IntegrityError:  # an offer of the same transfer came by another process in this moment
-        return [None] * len(batch)
-    return [None if row is None else _finished(row.payload) for row in rows]
+        return Taken([None] * len(batch), [])
+    return Taken([None if row is None else _finished(row.payload) for row in rows], arrivals)
 
 
 def _finished(payload: Payload) -> Finished:
     return Finished(payload.pk, payload.size or 0, payload.sha256, fresh=True)
 
 
-def _rows(batch: Sequence[SmallOffer]) -> list[_Row | None]:
+def _rows(batch: Sequence[SmallOffer], asked: completing.Recipients) -> list[_Row | None]:
     keys = [UUID(one.offer.transfer) for one in batch]
-    taken = Transfer.objects.filter(direction=Direction.UPLOAD, key__in=keys, user__in={one.user.pk for one in batch})
-    known = set(taken.values_list("user_id", "key"))
-    book = _AddressBook(policy.current())
+    known = _known({one.user.pk for one in batch}, keys)
+    book = _AddressBook(policy.current(), asked)
     rows: list[_Row | None] = []
     for one, key in zip(batch, keys, strict=True):
         fresh = (one.user.pk, key) not in known
         known.add((one.user.pk, key))
         rows.append(_row(one, key, book) if fresh else None)
     return _within_quota(batch, rows, book.rules)
+
+
+def _known(users: set[Any], keys: list[UUID]) -> set[tuple[Any, UUID]]:
+    """Return those of the users' uploads that exist."""
+    statement = Statement(
+        Transfer,
+        f"SELECT {{user}}, {{key}} FROM {{table}} WHERE {{direction}} = %s"
+        f" AND {{user}} IN ({places(len(users))}) AND {{key}} IN ({places(len(keys))})",
+        *("direction", *["user"] * len(users), *["key"] * len(keys)),
+    )
+    user, key = get_user_model()._meta.pk.to_python, Transfer._meta.get_field("key").to_python
+    return {(user(row[0]), key(row[1])) for row in statement.fetch(Direction.UPLOAD, *users, *keys)}
 
 
 def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
@@ -120,15 +149,16 @@ def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
 class _AddressBook:
     """What the policy says of addresses, asked once a batch."""
 
-    def __init__(self, rules: policy.DefaultPolicy) -> None:
+    def __init__(self, rules: policy.DefaultPolicy, asked: completing.Recipients) -> None:
         self.rules = rules
+        self._asked = asked
         self._canonical: dict[tuple[str, ...], list[str] | None] = {}
         self._allowed: dict[tuple[Any, tuple[str, ...]], bool] = {}
 
     def addresses(self, user: Any, to: tuple[str, ...]) -> list[str] | None:
         """Return the canonical addresses, None where `user` may not send to them."""
         if to not in self._canonical:
-            self._canonical[to] = names.canonical(self.rules, to)
+            self._canonical[to] = names.canonical(self._asked, to)
         found = self._canonical[to]
         if found is None:
             return None
@@ -156,31 +186,20 @@ def _within_quota(
     return [None if one.user.pk in over else row for one, row in zip(batch, rows, strict=True)]
 
 
-def _insert(rows: list[_Row]) -> None:
-    if not rows:
-        return
-    Payload.objects.bulk_create([row.payload for row in rows])
-    addresses = [Address(payload=row.payload, address=address) for row in rows for address in row.addresses]
-    Address.objects.bulk_create(addresses)
-    recipients = completing.Recipients()
+def _insert(rows: list[_Row], asked: completing.Recipients) -> list[Arrival]:
     made = [
-        (row.payload, completing.delivery_of(row.payload, user))
-        for row in rows
-        for user in recipients.of(row.addresses)
+        (row.payload, completing.delivery_of(row.payload, user)) for row in rows for user in asked.of(row.addresses)
     ]
-    Transfer.objects.bulk_create([*(row.transfer for row in rows), *(delivery for _, delivery in made)])
-    groups = {address for row in rows for address in row.addresses if address.startswith(policy.GROUP)}
+    addresses = [Address(payload=row.payload, address=address) for row in rows for address in row.addresses]
+    insert(Payload, [row.payload for row in rows])
+    insert(Address, addresses)
+    insert(Transfer, [*(row.transfer for row in rows), *(delivery for _, delivery in made)])
     for row in rows:
         notices.add("payload_stored", row.payload)
         events.note("complete", payload=row.payload.pk, transfer=row.transfer.pk, size=row.payload.size)
-    transaction.on_commit(lambda: _tell(made, groups))
-
-
-def _tell(made: list[tuple[Payload, Transfer]], groups: set[str]) -> None:
-    for payload, delivery in made:
-        address = f"{policy.USER}{delivery.user_id}"
-        rides = (payload.size or 0) <= RIDE_BYTES
-        detail = {"offer": deliveries.waiting_for(delivery, payload).packed()} if rides else {}
-        notify.tell_group(address, "waiting", address=address, **detail)
-    for address in groups:  # who has subscribed without being a member
-        notify.tell_group(address, "waiting", address=address)
+    groups = {one.address for one in addresses if one.address.startswith(policy.GROUP)}
+    arrivals = [
+        Arrival(f"{policy.USER}{delivery.user_id}", deliveries.waiting_for(delivery, payload))
+        for payload, delivery in made
+    ]
+    return arrivals + [Arrival(address) for address in groups]  # who has subscribed without being a member

@@ -148,3 +148,24 @@ async def test_a_peer_that_does_not_read_keeps_nobody_busy(
     peer.socket.transport.resume_reading()
     assert used < 0.3
     await peer.hear_ack(handle, 1)
+
+
+async def test_small_messages_reach_all_processes_once(
+    connect: Connect, quick: WebProcess, alice: Person, bob: Person
+) -> None:
+    """In the sender's process a message is handed over at once; the event that tells the others comes there as well."""
+    here = await connect(bob, receive=True, client="here")
+    there = await connect(bob, url=quick.ws_url, receive=True, client="there")
+    sender = await connect(alice)
+    sent = [
+        (await sender.upload(bytes([number]) * size, to=[bob.address]))["payload"]
+        for number, size in enumerate((1, 20_000, 1000))
+    ]
+    for peer in (here, there):
+        offers = [await peer.hear("offer", seconds=2) for _ in sent]
+        assert sorted(offer["payload"] for offer in offers) == sorted(sent)
+        for offer in offers:
+            await peer.say("reject", transfer=offer["transfer"], handle=offer["handle"], code="busy")
+    await asyncio.sleep(0.3)
+    assert not here.has_heard("offer", handle=4)
+    assert not there.has_heard("offer", handle=4)
