@@ -85,7 +85,10 @@ class DefaultPolicy:
         return Quota()
 
     def find_user(self, name: str) -> Any | None:
-        """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody."""
+        """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody.
+
+        Small messages believe an answer for a second.
+        """
         return user_named(name, get_user_model()._default_manager.filter(is_active=True))
 
 

@@ -18,27 +18,55 @@ MOST = 64
 
 
 class Batcher(Generic[Item, Outcome]):
-    """Hands items to `write`, a batch at a time, in the order in which they came. Belongs to one event loop."""
+    """Hands items to `write`, a batch at a time, in the order in which they came. Belongs to one event loop.
 
-    def __init__(self, write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]], name: str) -> None:
+    `linger_seconds`: how long the first of a batch waits for others, where nobody is kept waiting by that.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]],
+        name: str,
+        *,
+        linger_seconds: float = 0.0,
+    ) -> None:
         self._write = write
+        self._linger_seconds = linger_seconds
+        self._stopping = False
+        self._full = asyncio.Event()  # or no more to wait for
         self._name = name
         self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
+        self._last: asyncio.Future[Outcome] | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def add(self, item: Item) -> asyncio.Future[Outcome]:
+        """Have an item written; its outcome is known once its batch has committed, or what writing raised."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._last = future
+        if len(self._waiting) >= MOST:
+            self._full.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name=f"delivery {self._name}")
+        return future
 
     async def put(self, item: Item) -> Outcome:
         """Have an item written; return its outcome once its batch has committed, or raise what writing raised.
 
         Cancelling leaves it in its batch.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"delivery {self._name}")
-        return await future
+        return await self.add(item)
+
+    async def settle(self) -> None:
+        """Return once everything that was added by now is written, or was not."""
+        if self._last is not None and not self._last.done():
+            self._full.set()
+            await asyncio.wait([self._last])
 
     async def _run(self) -> None:
         while self._waiting:
+            if self._linger_seconds:
+                await self._linger()
             batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             try:
                 outcomes = await self._write([item for item, _ in batch])
@@ -51,8 +79,20 @@ class Batcher(Generic[Item, Outcome]):
                 if not future.done():
                     future.set_result(outcome)
 
+    async def _linger(self) -> None:
+        """Wait for company: nobody is waiting for what is in such batches."""
+        try:
+            async with asyncio.timeout(self._linger_seconds):
+                await self._full.wait()
+        except TimeoutError:
+            pass
+        if len(self._waiting) <= MOST and not self._stopping:
+            self._full.clear()
+
     async def stop(self) -> None:
         """Return once everything that was put is written."""
+        self._stopping = True
+        self._full.set()
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task

@@ -29,7 +29,8 @@ OFFER_AGAIN_SECONDS = 5.0
 def begin(session: Session, outflow: Outflow) -> None:
     """Serve a delivery that has just been offered."""
     session.outflows[outflow.sender.handle] = outflow
-    outflow.task = session.spawn(_flow(session, outflow), "delivery")
+    if outflow.waiting.inline is None:  # else there is nothing to fetch
+        outflow.task = session.spawn(_flow(session, outflow), "delivery")
     session.timer.start()
     session.wake()
 
@@ -70,18 +71,27 @@ def _let_go(session: Session, sender: Sender) -> Outflow | None:
     return outflow
 
 
-async def accepted(session: Session, sender: Sender) -> None:
+def accepted(session: Session, sender: Sender) -> None:
     """Enter an accept into the rows, and let chunks flow."""
     outflow = session.outflows.get(sender.handle)
     if outflow is None:  # ended in this moment
         return
-    if outflow.waiting.inline is not None:
-        # Its `done` is most likely on its way. Who is slower than that gets its place in the rows after all.
-        session.offering.made_room()
-        session.wake()
-        await asyncio.sleep(INLINE_SECONDS)
-        if session.outflows.get(sender.handle) is not outflow:
-            return
+    if outflow.waiting.inline is None:
+        session.spawn(_enter(session, outflow), "accept")
+        return
+    # Its `done` is most likely on its way. Who is slower than that gets its place in the rows after all.
+    session.offering.made_room()
+    session.wake()
+    asyncio.get_running_loop().call_later(INLINE_SECONDS, _enter_slow, session, outflow)
+
+
+def _enter_slow(session: Session, outflow: Outflow) -> None:
+    if session.outflows.get(outflow.sender.handle) is outflow and not session.over:
+        session.spawn(_enter(session, outflow), "accept")
+
+
+async def _enter(session: Session, outflow: Outflow) -> None:
+    sender = outflow.sender
     try:
         displaced = await session.db(
             deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
@@ -109,15 +119,25 @@ def _note_position(session: Session, outflow: Outflow) -> None:
     session.process.note_position(outflow.waiting.transfer, session.client, outflow.sender.acked_bytes)
 
 
-async def done(session: Session, sender: Sender) -> None:
-    """The client has all of it."""
+def done(session: Session, sender: Sender) -> None:
+    """The client has all of it. It is noted at once, and not by a task, which would end with the connection."""
     outflow = _let_go(session, sender)
     if outflow is not None:
         transfer = outflow.waiting.transfer
         session.offering.set_aside(transfer)  # until the rows say that it is over
-        await session.process.received.put(Received(transfer, session.client, outflow.waiting.size))
-        session.offering.forget(transfer)
         session.offering.made_room()
+        noted = session.process.received.add(Received(transfer, session.client, outflow.waiting.size))
+        noted.add_done_callback(lambda _: _noted(session, transfer, noted))
+
+
+def _noted(session: Session, transfer: UUID, noted: asyncio.Future[None]) -> None:
+    if noted.cancelled():
+        return
+    if (error := noted.exception()) is not None:
+        logger.error("connection of %s fails", session.client, exc_info=error)
+        session.close(1011, "internal error")
+        return
+    session.offering.forget(transfer)
 
 
 async def rejected(session: Session, sender: Sender, code: str) -> None:

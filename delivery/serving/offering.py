@@ -74,6 +74,7 @@ class Offering:
     async def _offer_all(self) -> None:
         session = self._session
         self._more = True
+        await session.process.received.settle()  # what another connection just finished is not offered here
         while (room := self._room()) > 0:
             known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
             found = await session.db(

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+FINISHED_SECONDS = 0.02  # an upload's sender waits for its commit, who has received something for nothing
 EVENTS_SECONDS = 1.0
 POSITIONS_SECONDS = 5.0
 LOGINS_SECONDS = 5.0
@@ -74,8 +75,9 @@ class Process:
         self.teller = Teller(self)
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
         self.received: Batcher[Received, None] = Batcher(
-            partial(self._write_batch, deliveries.finish), "finished deliveries"
+            partial(self._write_batch, deliveries.finish), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
+        self.logins: Batcher[Login, bool] = Batcher(lambda batch: self.db(login.still_valid, batch), "logins")
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
         self.connections = Connections()
@@ -111,6 +113,7 @@ class Process:
         await asyncio.gather(*self._unfinished, return_exceptions=True)
         await self.small.stop()
         await self.received.stop()
+        await self.logins.stop()
         await self.teller.stop()
         await self.write_positions()
         await self._write_events()

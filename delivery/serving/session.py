@@ -21,7 +21,7 @@ from delivery.protocol.codes import CLOSE_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.serving import delivering, greeting, leaving, login, process, uploading
+from delivery.serving import delivering, greeting, leaving, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
 from delivery.serving.login import Login, Refusal
@@ -54,6 +54,7 @@ class Session:
         self.intakes: dict[int, Intake | InlineIntake] = {}
         self.outflows: dict[int, Outflow] = {}
         self.early: dict[int, Chunk] = {}  # chunks that came before the answer to their offer
+        self.expecting: dict[int, asyncio.Event] = {}  # the `finish` of early data, by handle
         self.answering: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()  # by transfer
         self.connection = Connection(
             Side.SERVER,
@@ -67,6 +68,7 @@ class Session:
         )
         self.offering = Offering(self, chunk_size=options.chunk_size, most_live=options.max_live_transfers)
         self.close_code: int | None = None
+        self.over = False  # the socket is gone
         self.leaving = False  # flushing before a planned close: nothing more is taken in
         self._writer = Writer(socket, self.connection, self.outflows)
         self.socket = socket
@@ -104,6 +106,7 @@ class Session:
 
     async def end(self, code: int | None) -> None:
         """Let go of everything: the socket is gone. `code`: the close code that came, None where none did."""
+        self.over = True
         self.close_code = self.close_code or code
         self.timer.stop()
         for task in list(self._tasks):
@@ -159,7 +162,7 @@ class Session:
         now = time.monotonic()
         if self.login is None or now - self.confirmed_at < CONFIRM_SECONDS:
             return
-        (holds,) = await self.db(login.still_valid, [self.login])
+        holds = await self.process.logins.put(self.login)  # many connections ask in one query
         self.confirmed_at = now
         if not holds:
             self.revoke()
@@ -236,14 +239,15 @@ class Session:
             case events.Offered():
                 self.spawn(uploading.answer(self, event.receiver), "offer")
             case events.Accepted():
-                self.spawn(delivering.accepted(self, event.sender), "accept")
+                delivering.accepted(self, event.sender)
             case events.Completed():
-                self.spawn(delivering.done(self, event.sender), "done")
+                delivering.done(self, event.sender)
             case events.Rejected():
                 self.spawn(delivering.rejected(self, event.sender, event.message.code), "reject")
             case events.SenderAborted():
                 self.spawn(delivering.aborted(self, event.sender, event.message), "abort")
             case events.ReceiverAborted():
+                self._wake_expecting(event.receiver)
                 self.spawn(uploading.aborted(self, event.receiver, event.message), "abort")
             case events.Greeted():
                 self.spawn(greeting.greet(self, event.hello), "hello")
@@ -253,6 +257,11 @@ class Session:
     def _wake_intake(self, receiver: Receiver) -> None:
         if (intake := self.intakes.get(receiver.handle)) is not None:
             intake.wake()
+        self._wake_expecting(receiver)
+
+    def _wake_expecting(self, receiver: Receiver) -> None:
+        if (expected := self.expecting.get(receiver.handle)) is not None:
+            expected.set()
 
     def require_holder(self) -> Holder:
         if self.holder is None:

@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from django.db import DatabaseError
-
 from delivery import conf, dispatch, notify, policy
 from delivery.buffer import chunks
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
@@ -20,11 +18,10 @@ from delivery.protocol.frames import Chunk
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
 from delivery.protocol.states import State
-from delivery.serving import discarding
+from delivery.serving import discarding, early
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake, Reports
 from delivery.transfers import ending, uploads
-from delivery.transfers.small import SmallOffer
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Earlier, Finished, Opened
 
@@ -36,7 +33,6 @@ logger = logging.getLogger(__name__)
 SETTLE_SECONDS = 5.0
 SETTLE_LOOK_SECONDS = 0.5
 BUSY_RETRY_AFTER = 2.0
-EARLY_TURNS = 12
 
 
 def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
@@ -95,7 +91,7 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     if wait is not None:
         raise Refused("rate", f"at most {session.quota.offers_per_minute} offers a minute", retry_after=wait)
     await session.confirm()
-    if _may_come_whole(session, receiver) and (finished := await _take_whole(session, receiver, offer)) is not None:
+    if early.may_come(session, receiver) and (finished := await early.take(session, receiver, offer)) is not None:
         return finished
     if len(session.intakes) >= conf.current().max_live_transfers:
         raise Refused("busy", "too many live transfers on this connection", retry_after=BUSY_RETRY_AFTER)
@@ -106,33 +102,6 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     if earlier is not None and workers:
         await _settle(session, earlier)
     return await session.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
-
-
-def _may_come_whole(session: Session, receiver: Receiver) -> bool:
-    """Return whether the offer's only chunk and `finish` may follow it at once (PROTOCOL section 2, early data)."""
-    limits, offer = session.connection.limits, receiver.offer
-    return offer.size is not None and 0 < offer.size <= min(limits.early_data, offer.chunk_size, limits.chunk_size)
-
-
-async def _take_whole(session: Session, receiver: Receiver, offer: UploadOffer) -> Finished | None:
-    """Store a small upload that came whole with its offer, together with others; None where it goes the long way."""
-    for turn in range(EARLY_TURNS):
-        if receiver.finish is not None or not receiver.live:
-            break
-        # Its messages are being read just now, if it sent them. Turns and not seconds: a busy loop reads later.
-        await asyncio.sleep(0 if turn < 3 else 0.001)
-    early = session.early.get(receiver.handle)
-    if receiver.finish is None or early is None or not receiver.live:
-        return None
-    expected = frozenset(receiver.expected_digests())
-    one = SmallOffer(session.user, session.require_holder(), offer, bytes(early.data), expected)
-    try:
-        return await session.process.small.put(one)
-    except DatabaseError:
-        raise
-    except Exception:  # of the site's policy, for anyone in the batch: the long way tells for whom
-        logger.exception("a batch of small uploads was not taken")
-        return None
 
 
 def _is_inline(offer: UploadOffer) -> bool:
@@ -162,13 +131,13 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         confirm=session.confirm,
     )
     intake = kind(session.process, receiver, opened, reports)
-    early = session.early.pop(receiver.handle, None)
+    first = session.early.pop(receiver.handle, None)
     if receiver.live:
         if not opened.inline:
             credit.join(receiver, session.wake, session.user.pk, waits=waits)
         session.intakes[receiver.handle] = intake
-        if early is not None and receiver.received > receiver.stored:
-            intake.keep(early)
+        if first is not None and receiver.received > receiver.stored:
+            intake.keep(first)
         intake.task = session.spawn(_take_in(session, intake), "upload")
         session.timer.start()
     session.wake()

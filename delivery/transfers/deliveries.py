@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -53,7 +53,13 @@ class Waiting:
     def packed(self) -> dict[str, Any]:
         """Return it as a control event carries it."""
         expires = None if self.expires is None else self.expires.isoformat()
-        return asdict(self) | {"transfer": self.transfer.hex, "payload": self.payload.hex, "expires": expires}
+        members = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return members | {
+            "meta": dict(self.meta),
+            "transfer": self.transfer.hex,
+            "payload": self.payload.hex,
+            "expires": expires,
+        }
 
     @classmethod
     def unpacked(cls, event: Mapping[str, Any]) -> Waiting:

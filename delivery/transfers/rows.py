@@ -15,6 +15,17 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 # Their columns take every value as a plain parameter, and both know ON CONFLICT.
 PLAIN_VENDORS = frozenset({"sqlite", "postgresql"})
+PLAIN_FIELDS = frozenset(
+    {
+        models.CharField,
+        models.BooleanField,
+        models.PositiveIntegerField,
+        models.PositiveBigIntegerField,
+        models.BigIntegerField,
+        models.AutoField,
+        models.BigAutoField,
+    }
+)
 
 
 def insert(
@@ -33,7 +44,13 @@ def insert(
         )
         return
     fields = _fields(model)
-    values = [[field.get_db_prep_save(field.pre_save(row, True), connection) for field in fields] for row in rows]
+    values = [
+        [
+            getattr(row, field.attname) if plain else field.get_db_prep_save(field.pre_save(row, True), connection)
+            for field, plain in fields
+        ]
+        for row in rows
+    ]
     text = _insert_text(model, tuple(unique), tuple(update))
     with connection.cursor() as cursor:
         cursor.executemany(_quoted(model, connection.vendor, text), values)
@@ -79,14 +96,16 @@ def _connection(model: type[models.Model]) -> BaseDatabaseWrapper:
 
 
 @functools.cache
-def _fields(model: type[models.Model]) -> tuple[Any, ...]:
-    return tuple(field for field in model._meta.local_concrete_fields if not isinstance(field, models.AutoField))
+def _fields(model: type[models.Model]) -> tuple[tuple[Any, bool], ...]:
+    """Return the fields that an insert writes, each with whether its values go into the database as they are."""
+    fields: list[Any] = [one for one in model._meta.local_concrete_fields if not isinstance(one, models.AutoField)]
+    return tuple((field, type(getattr(field, "target_field", field)) in PLAIN_FIELDS) for field in fields)
 
 
 @functools.cache
 def _insert_text(model: type[models.Model], unique: tuple[str, ...], update: tuple[str, ...]) -> str:
     fields = _fields(model)
-    names = ", ".join(f"{{{field.name}}}" for field in fields)
+    names = ", ".join(f"{{{field.name}}}" for field, _ in fields)
     text = f"INSERT INTO {{table}} ({names}) VALUES ({places(len(fields))})"
     if not update:
         return text

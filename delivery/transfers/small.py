@@ -28,6 +28,8 @@ from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Statement, insert, places
 from delivery.transfers.uploads import Finished
 
+_known_users = completing.Known()
+
 
 @dataclass(frozen=True, slots=True)
 class SmallOffer:
@@ -70,7 +72,7 @@ class Taken:
 
 def take(batch: Sequence[SmallOffer]) -> Taken:
     """Store and complete all offers of a batch in one transaction."""
-    asked = completing.Recipients()
+    asked = completing.Recipients(_known_users)
     try:
         with transaction.atomic():
             rows = _rows(batch, asked)

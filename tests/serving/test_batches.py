@@ -1,0 +1,82 @@
+"""What comes together is written together, and nothing that was added is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from delivery.serving.batches import MOST, Batcher
+
+
+class Book:
+    """Writes numbers, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    async def write(self, batch: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0)
+        self.batches.append(list(batch))
+        if 13 in batch:
+            raise ValueError("13")
+        return [2 * number for number in batch]
+
+
+async def test_each_gets_its_own_outcome() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers")
+    assert await asyncio.gather(*(batcher.put(number) for number in range(5))) == [0, 2, 4, 6, 8]
+    assert book.batches == [[0, 1, 2, 3, 4]]
+
+
+async def test_all_of_a_batch_hear_that_it_failed() -> None:
+    batcher: Batcher[int, int] = Batcher(Book().write, "numbers")
+    outcomes = await asyncio.gather(batcher.put(1), batcher.put(13), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ValueError, ValueError]
+    assert await batcher.put(2) == 4
+
+
+async def test_lingering_gathers_what_comes_meanwhile() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=0.05)
+    first = batcher.add(1)
+    await asyncio.sleep(0.01)
+    assert await batcher.put(2) == 4
+    assert first.done()
+    assert book.batches == [[1, 2]]
+
+
+async def test_a_full_batch_does_not_linger() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=60)
+    added = [batcher.add(number + 100) for number in range(MOST)]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*added)
+    assert len(book.batches) == 1
+
+
+@pytest.mark.parametrize("how", ["settle", "stop"])
+async def test_settling_and_stopping_write_at_once(how: str) -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=60)
+    batcher.add(1)
+    began = time.monotonic()
+    await asyncio.sleep(0)
+    await getattr(batcher, how)()
+    assert book.batches == [[1]]
+    assert time.monotonic() - began < 5
+
+
+async def test_lingering_begins_anew_after_settling() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=0.05)
+    batcher.add(1)
+    await batcher.settle()
+    batcher.add(2)
+    await asyncio.sleep(0.01)
+    batcher.add(3)
+    await batcher.stop()
+    assert book.batches == [[1], [2, 3]]
