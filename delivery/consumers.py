@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
 LAYER_RETRY_SECONDS = 1.0
+PIECES = "delivery.pieces"  # an ASGI extension, which `launch.guards` has
 
 
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -34,6 +35,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _task: asyncio.Task[Any] | None = None
     _hearing: asyncio.Task[None] | None = None
     _abandoned = False
+    _takes_pieces = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection, and clean up whatever ends it.
@@ -55,6 +57,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
         self.scope, self.base_send = scope, send
+        self._takes_pieces = PIECES in (scope.get("extensions") or ())
         self.channel_layer = get_channel_layer(self.channel_layer_alias)
         self.channel_name = await self.channel_layer.new_channel()
         self._hearing = asyncio.create_task(self._hear(), name="delivery control events")
@@ -147,8 +150,11 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
 
-    async def send_bytes(self, data: bytes) -> None:
-        await self._send({"type": "websocket.send", "bytes": data})
+    async def send_bytes(self, *pieces: bytes | bytearray | memoryview) -> None:
+        if self._takes_pieces:  # our own server sends them from where they lie
+            await self._send({"type": PIECES, "pieces": pieces})
+        else:
+            await self._send({"type": "websocket.send", "bytes": b"".join(pieces)})
 
     async def close(self, code: int | None = None, reason: str | None = None) -> None:
         await self._send({"type": "websocket.close", "code": code or 1000, "reason": reason or ""})

@@ -13,6 +13,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from delivery.client.reading import LargeMessages
 from delivery.client.reasons import refused_by_http
 from delivery.client.traffic import MAX_MESSAGE_BYTES
 from delivery.errors import ConnectionStopped, UsageError
@@ -83,6 +84,7 @@ async def _connect(url: str, token: str | None) -> ClientConnection:
         max_size=MAX_MESSAGE_BYTES,
         max_queue=QUEUED_MESSAGES,
         write_limit=WRITE_BUFFER_BYTES,
+        create_connection=LargeMessages,
     )
     _queue_little(connection)
     return connection

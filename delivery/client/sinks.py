@@ -38,8 +38,12 @@ class Sink(Protocol):
     async def write(self, blocks: Sequence[memoryview]) -> None:
         """Keep blocks behind `position`, which then moves. Raises `StorageUnavailable` where that fails."""
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may come now: a slow reader gives no credit."""
+
     async def ready(self) -> None:
-        """Return when more may come: a slow reader gives no credit."""
+        """Return when it is no longer full."""
 
     async def finish(self, expected: set[str]) -> Saved:
         """Check what was kept against all `expected` digests; raises `IntegrityError` where one differs."""
@@ -77,6 +81,10 @@ class StreamSink:
         self._blocks.extend(blocks)
         self._taken.clear()
         self._changed.set()
+
+    @property
+    def full(self) -> bool:
+        return not self._taken.is_set()
 
     async def ready(self) -> None:
         await self._taken.wait()

@@ -80,6 +80,10 @@ class FileSink:
     async def write(self, blocks: Sequence[memoryview]) -> None:
         await self._call(lambda: self._write(blocks))
 
+    @property
+    def full(self) -> bool:
+        return False
+
     async def ready(self) -> None:
         pass
 

@@ -1,18 +1,22 @@
 """Bounds that uvicorn does not have: the head of a request, the frames of a message, answers that nobody reads.
 
 All of it before any login, so that memory and time of a connection are bounded whatever its peer does. Above it stand
-uvicorn's own limit of a message and, in `serving`, ours.
+uvicorn's own limit of a message and, in `serving`, ours. And one thing that uvicorn does not offer: sending without copying.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
+from websockets.protocol import OPEN
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
@@ -21,6 +25,10 @@ MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_S
 CONTROL_SECONDS = 10.0
 FAIR_SECONDS = 0.01  # of parsing without a pause for others
 CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
+
+#: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
+PIECES = "delivery.pieces"
+FINAL_BINARY = 0x82  # RFC 6455 section 5.2
 
 
 class GuardedHttp(HttpToolsProtocol):
@@ -142,9 +150,37 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
+    async def send(self, message: Any) -> None:
+        if message["type"] == PIECES:
+            await self._send_pieces(message["pieces"])
+        else:
+            await super().send(message)
+
+    async def _send_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Send one binary message as uvicorn does, with its backpressure and errors, but straight from where it lies.
+
+        uvicorn would copy it into the frame, and that into what it writes: for each recipient of the same bytes.
+        """
+        await self.writable.wait()
+        if self.disconnected or (self.conn.state is not OPEN and not self.close_sent):
+            raise ClientDisconnected
+        if self.close_sent or not self.handshake_complete:
+            raise RuntimeError("a message can be sent between accept and close only")
+        self.transport.writelines([_binary_head(sum(map(len, pieces))), *pieces])
+
     async def run_asgi(self) -> None:
         """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
+        self.scope["extensions"][PIECES] = {}  # type: ignore[index,typeddict-unknown-key,unused-ignore]
         try:
             await super().run_asgi()
         finally:
             self.loop.call_later(CLOSE_SECONDS + 1.0, self.transport.abort)
+
+
+def _binary_head(length: int) -> bytes:
+    """Return what stands before an unmasked, unfragmented binary message of `length` bytes (RFC 6455 section 5.2)."""
+    if length < 126:
+        return struct.pack("!BB", FINAL_BINARY, length)
+    if length < 65_536:
+        return struct.pack("!BBH", FINAL_BINARY, 126, length)
+    return struct.pack("!BBQ", FINAL_BINARY, 127, length)

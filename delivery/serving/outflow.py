@@ -14,6 +14,8 @@ from delivery.transfers.deliveries import Waiting
 
 GROUP_BYTES = GROUP_BLOCKS * BLOCK_SIZE
 
+Frame = tuple[bytes, bytes | bytearray | memoryview]
+
 
 class Outflow:
     """Gives the frames of one delivery. Belongs to the event loop of its connection.
@@ -41,14 +43,17 @@ class Outflow:
         """Look for what is to be fetched: credit or position moved."""
         self._woken.set()
 
-    def frame(self) -> bytes | None:
-        """Return the next chunk's frame, None where its data is still to come. The caller sends it."""
+    def frame(self) -> Frame | None:
+        """Return the next chunk's header and data, None where that is still to come. The caller sends both as one message.
+
+        The data is the cache's own: all recipients in this process are sent the same bytes.
+        """
         span = self.sender.next_span()
         if span is None:
             return None
         if self.waiting.inline is not None:
             data = self.waiting.inline[span.offset : span.offset + span.length]
-            return frames.encode(self.sender.handle, span.seq, data)
+            return self._frame(span, data)
         if not self.granted or not self._here(span):
             self._woken.set()
             return None
@@ -103,15 +108,16 @@ class Outflow:
     def _block(self, index: int) -> Block:
         return self._groups[index // GROUP_BLOCKS][index % GROUP_BLOCKS]
 
-    def _cut(self, span: Span) -> bytes:
+    def _cut(self, span: Span) -> Frame:
         index, start = divmod(span.offset, BLOCK_SIZE)
         block = self._block(index)
         if start == 0 and span.length == len(block.data):
-            return frames.encode(self.sender.handle, span.seq, block.data, block.checksum)
+            return frames.encode_header(self.sender.handle, span.seq, block.checksum), block.data
         if start + span.length <= len(block.data):
-            data = memoryview(block.data)[start : start + span.length]
-            return frames.encode(self.sender.handle, span.seq, data)
+            return self._frame(span, memoryview(block.data)[start : start + span.length])
         # A chunk larger than a block begins at a block and holds whole ones, but for the payload's end.
         last = (span.offset + span.length - 1) // BLOCK_SIZE
-        joined = b"".join(self._block(number).data for number in range(index, last + 1))
-        return frames.encode(self.sender.handle, span.seq, joined)
+        return self._frame(span, b"".join(self._block(number).data for number in range(index, last + 1)))
+
+    def _frame(self, span: Span, data: bytes | bytearray | memoryview) -> Frame:
+        return frames.encode_header(self.sender.handle, span.seq, frames.checksum(data)), data

@@ -22,7 +22,8 @@ class Socket(Protocol):
 
     async def send_text(self, text: str) -> None: ...
 
-    async def send_bytes(self, data: bytes) -> None: ...
+    async def send_bytes(self, *pieces: bytes | bytearray | memoryview) -> None:
+        """Send one binary message, whose pieces nobody changes any more."""
 
     async def close(self, code: int, reason: str) -> None: ...
 
@@ -69,7 +70,8 @@ class Writer:
             if not self._muted:
                 if not self._connection.going_away:  # the last acks come before it (PROTOCOL section 6)
                     self._connection.queue_acks(time.monotonic())
-                await self._send_outbox()
+                if self._connection.outbox:
+                    await self._send_outbox()
             if self.closing is not None:
                 await self._socket.close(*self.closing)
                 return
@@ -96,6 +98,6 @@ class Writer:
                 now = time.monotonic()
                 sender.chunk_sent(sender.next_seq, now)
                 self._connection.sent(now)
-                await self._socket.send_bytes(frame)
+                await self._socket.send_bytes(*frame)
                 return True
         return False

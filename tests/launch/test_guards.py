@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import websockets
 
 from delivery.launch import guards
 from delivery.launch.web import WebOptions
@@ -111,3 +112,38 @@ async def test_a_second_request_has_its_own_bounds(streams: Streams) -> None:
     await asyncio.sleep(0.05)
     writer.write(b"y")
     assert b"400" in await asyncio.wait_for(reader.read(64), 5)
+
+
+SHARED = bytes(range(256)) * 1024
+
+
+async def pieces(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An ASGI app that sends messages of several sizes in pieces, and closes; the size of each comes first, as text."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    assert guards.PIECES in scope["extensions"]
+    for size in (1, 113, 114, 65_523, 65_524, 262_144):
+        await send({"type": "websocket.send", "text": str(size)})
+        await send({"type": guards.PIECES, "pieces": (b"twelve bytes", memoryview(SHARED)[:size])})
+    await send({"type": "websocket.close"})
+    with pytest.raises(RuntimeError):
+        await send({"type": guards.PIECES, "pieces": (b"late",)})
+
+
+async def test_a_message_in_pieces_comes_as_one_in_its_place() -> None:
+    port = free_port()
+    options = WebOptions(
+        host="127.0.0.1", port=port, message_limit=2**20, proxy_headers=False, forwarded_allow_ips=None
+    )
+    server = uvicorn.Server(options.config(pieces))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    async with websockets.connect(f"ws://127.0.0.1:{port}/", compression=None) as client:
+        came = [message async for message in client]
+    server.should_exit = True
+    await serving
+    for size, data in zip(came[::2], came[1::2], strict=True):
+        assert data == b"twelve bytes" + SHARED[: int(size)]
+    assert len(came) == 12
