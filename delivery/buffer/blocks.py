@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import keys
+from delivery.buffer import bulk, keys
 from delivery.buffer.clients import aclient, client, in_thread, reporting
 from delivery.protocol.frames import checksum
 
@@ -22,7 +22,7 @@ PUT_BLOCKS = 4
 class Block:
     """256 KiB by offset (less at the end) with its checksum."""
 
-    data: bytes
+    data: bytes | bytearray
     checksum: int
 
 
@@ -43,10 +43,9 @@ def get(payload: UUID, first: int, count: int) -> list[Block] | None:
     as not staged, so that whoever asks for it gets all of it.
     """
     index = first // RANGE_BLOCKS
-    with reporting():
-        packed, *values = client().mget(
-            [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
-        )
+    names = [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
+    with bulk.mget(names) as reply:
+        packed, *values = [reply.whole() for _ in names]
     if packed is None:
         return None
     found = _checked(packed, first % RANGE_BLOCKS, values)
@@ -56,7 +55,7 @@ def get(payload: UUID, first: int, count: int) -> list[Block] | None:
     return found
 
 
-def _checked(packed: bytes, offset: int, values: Sequence[bytes | None]) -> list[Block] | None:
+def _checked(packed: bytearray, offset: int, values: Sequence[bytearray | None]) -> list[Block] | None:
     """Return the blocks of a range from its `offset`-th on, None where one is missing or has another checksum."""
     if len(packed) < 4 * (offset + len(values)):
         return None

@@ -52,6 +52,15 @@ class Values:
         self._begun = True
         return self._left
 
+    def whole(self) -> bytearray | None:
+        """Return the next value, all of it, None where there is no such key."""
+        length = self.length()
+        if length is None:
+            return None
+        value = bytearray(length)
+        self.read_into(memoryview(value))
+        return value
+
     def read(self, most: int) -> bytes:
         """Return the next bytes of the value, at most `most`; b"" at its end."""
         wanted = min(most, self._left)
