@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 CONFIRM_SECONDS = 1.0
 DETACH_SECONDS = 5.0
+CANCEL_AGAIN_SECONDS = 0.2
 
 
 class Session:
@@ -109,9 +110,7 @@ class Session:
         self.over = True
         self.close_code = self.close_code or code
         self.timer.stop()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._cancel_all()
         try:
             async with asyncio.timeout(DETACH_SECONDS):
                 await self._detach_all()
@@ -122,6 +121,15 @@ class Session:
             self.process.lookout.leave(self)
             if self._counted:
                 self.process.connections.leave(self.user.pk)
+
+    async def _cancel_all(self) -> None:
+        """End every task. A library may lose a cancellation in a timeout of its own: it is asked again."""
+        deadline = time.monotonic() + DETACH_SECONDS
+        while self._tasks and time.monotonic() < deadline:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_SECONDS)
+            await asyncio.sleep(0)  # each takes itself from the set
 
     def count(self) -> int:
         """Count this connection among its user's; return how many those are now."""
