@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
 LAYER_RETRY_SECONDS = 1.0
+FAIR_MESSAGES = 8  # taken in a row, until others have their turn
 PIECES = "delivery.pieces"  # an ASGI extension, which `launch.guards` has
 
 
@@ -62,8 +64,10 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.channel_name = await self.channel_layer.new_channel()
         self._hearing = asyncio.create_task(self._hear(), name="delivery control events")
         try:
-            while True:
+            for number in itertools.count(1):
                 await self.dispatch(await receive())
+                if number % FAIR_MESSAGES == 0:  # a queue that is not empty makes nobody wait
+                    await asyncio.sleep(0)
         except StopConsumer:
             pass
 
