@@ -34,6 +34,7 @@ async def discard(intake: Intake | InlineIntake) -> None:
     receiver = intake.receiver
     if isinstance(intake, InlineIntake) or receiver.stored == receiver.received:
         return
+    await intake.settle()
     run = BufferedRun(intake.opened.payload, intake.lease, receiver.stored, receiver.received, receiver.chunk_size)
     with contextlib.suppress(BufferUnavailable):  # then it expires
         await chunks.adrop(run)

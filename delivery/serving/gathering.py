@@ -31,6 +31,7 @@ class Gathering:
         self._timer: asyncio.TimerHandle | None = None
         self._due = False  # what is pending is enough, or has waited long enough
         self._drained = asyncio.Event()
+        self._putting: asyncio.Future[None] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._pending)
@@ -55,13 +56,21 @@ class Gathering:
             size += len(data)
             if size >= FLUSH_BYTES:
                 break
-        await chunks.aput(self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
+        work = chunks.aput(self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
+        self._putting = asyncio.ensure_future(work)
+        self._putting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._putting)
         for _ in batch:
             self._pending.popleft()
         self.bytes -= size
         self.flushed += len(batch)
         self._drained.set()
         self._wait_for_more()
+
+    async def settle(self) -> None:
+        """Return once nothing is on its way into the buffer: cancelling who flushed leaves that running."""
+        if self._putting is not None:
+            await asyncio.wait([self._putting])
 
     def rewind(self, seq: int) -> None:
         """Forget what is pending: chunks come again from `seq` on."""

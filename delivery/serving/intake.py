@@ -128,6 +128,7 @@ class Intake:
 
     async def detach(self) -> None:
         """Hand over what was taken in, so that it is not sent again: the connection is gone, or about to go."""
+        await self.settle()
         try:
             while self._gathering:
                 await self._flush_some()
@@ -137,6 +138,10 @@ class Intake:
             await self._ask(time.monotonic())
         except (BufferUnavailable, StaleLease) as error:
             logger.info("what was buffered of %s will be sent again: %s", self.opened.payload, error)
+
+    async def settle(self) -> None:
+        """Return once nothing is on its way into the buffer; to be asked when `task` has ended."""
+        await self._gathering.settle()
 
     # -- one round ---------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def keep(session: Session, receiver: Receiver, chunk: Chunk) -> None:
 
 async def answer(session: Session, receiver: Receiver) -> None:
     """Answer an offer, and take the upload in. Offers of one transfer are answered in the order in which they came."""
-    async with session.answering.setdefault(UUID(receiver.transfer), asyncio.Lock()):
+    async with _answering(session, receiver):
         await _answer(session, receiver)
 
 
@@ -215,14 +215,20 @@ async def aborted(session: Session, receiver: Receiver, message: messages.Abort)
 
 
 async def detach(session: Session, intake: Intake | InlineIntake) -> None:
-    """Store what was taken in, and note that nobody holds the upload."""
-    if intake.task is not None:
-        await asyncio.wait([intake.task])  # two may not flush at once
-    await intake.detach()
-    holder = session.require_holder()
-    await session.db(
-        uploads.detach, intake.opened.transfer, holder.session, lease=intake.lease, close_code=session.close_code
-    )
+    """Store what was taken in, and note that nobody holds the upload. An offer of it waits for that."""
+    async with _answering(session, intake.receiver):
+        if intake.task is not None:
+            await asyncio.wait([intake.task])  # two may not flush at once
+        await intake.detach()
+        holder = session.require_holder()
+        await session.db(
+            uploads.detach, intake.opened.transfer, holder.session, lease=intake.lease, close_code=session.close_code
+        )
+
+
+def _answering(session: Session, receiver: Receiver) -> asyncio.Lock:
+    """Return the lock of whoever answers or lets go of a transfer on this connection: one after the other."""
+    return session.answering.setdefault(UUID(receiver.transfer), asyncio.Lock())
 
 
 def _let_go(session: Session, receiver: Receiver) -> Intake | InlineIntake | None:
