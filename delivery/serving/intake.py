@@ -146,7 +146,8 @@ class Intake:
     # -- one round ---------------------------------------------------------------------------------------------------
 
     async def _step(self) -> Finished | None:
-        if self._finished is not None:
+        # An earlier connection's `finish` may have completed it: `done` waits for the one of this connection.
+        if self._finished is not None and self.receiver.finish is not None:
             return self._finished
         if self._ended is not None:
             raise TransferAborted(self._ended)
