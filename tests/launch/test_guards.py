@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -32,21 +33,28 @@ async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest.fixture
-async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    monkeypatch.setattr(guards, "HEAD_SECONDS", HEAD_SECONDS)
+@contextlib.asynccontextmanager
+async def serving(application: Any) -> AsyncIterator[int]:
+    """Serve an ASGI application as `delivery_web` does; yields the port."""
     port = free_port()
     options = WebOptions(
         host="127.0.0.1", port=port, message_limit=2**20, proxy_headers=False, forwarded_allow_ips=None
     )
-    server = uvicorn.Server(options.config(hello))
+    server = uvicorn.Server(options.config(application))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve())
+    task = asyncio.create_task(server._serve())
     while not server.started:
         await asyncio.sleep(0.01)
     yield port
     server.should_exit = True
-    await serving
+    await task
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(guards, "HEAD_SECONDS", HEAD_SECONDS)
+    async with serving(hello) as port:
+        yield port
 
 
 @pytest.fixture
@@ -131,19 +139,8 @@ async def pieces(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def test_a_message_in_pieces_comes_as_one_in_its_place() -> None:
-    port = free_port()
-    options = WebOptions(
-        host="127.0.0.1", port=port, message_limit=2**20, proxy_headers=False, forwarded_allow_ips=None
-    )
-    server = uvicorn.Server(options.config(pieces))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    async with websockets.connect(f"ws://127.0.0.1:{port}/", compression=None) as client:
+    async with serving(pieces) as port, websockets.connect(f"ws://127.0.0.1:{port}/", compression=None) as client:
         came = [message async for message in client]
-    server.should_exit = True
-    await serving
     for size, data in zip(came[::2], came[1::2], strict=True):
         assert data == b"twelve bytes" + SHARED[: int(size)]
     assert len(came) == 12
