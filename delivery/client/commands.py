@@ -13,9 +13,9 @@ from typing import Any
 
 from delivery.client.client import Client, connect
 from delivery.client.deliveries import Incoming
+from delivery.client.directories import ReceivingDirectory
 from delivery.client.reporting import Report
 from delivery.client.resumption import Resumption
-from delivery.client.store import ReceivingDirectory
 from delivery.client.uploads import Receipt
 from delivery.errors import DeliveryError, Refused, StorageUnavailable, TransferAborted
 

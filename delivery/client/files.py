@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+FOLDER = ".delivery"  # in a directory that is received into: what is ours
 MAX_NAME_BYTES = 240  # most file systems take 255; " (12345)" must fit too
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")

@@ -8,20 +8,21 @@ that answers a repeated offer, should the server never have heard our `done`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
-from delivery.client.files import candidates, clean_name, sync_directory, write_atomically
+from delivery.client.files import FOLDER, candidates, clean_name, sync_directory, write_atomically
 from delivery.client.sinks import Saved
-from delivery.errors import DeliveryError, IntegrityError, StorageUnavailable, UsageError
+from delivery.errors import IntegrityError, StorageUnavailable, UsageError
 from delivery.protocol.frames import CHUNK_SIZE_MIN
 
 try:
@@ -29,7 +30,6 @@ try:
 except ImportError:  # Windows: two processes that save the same transfer are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
-FOLDER = ".delivery"
 WRITE_BYTES = 262_144  # larger writes are ten times slower on some kernels
 SYNC_BYTES = 16_777_216
 SYNC_SECONDS = 2.0
@@ -71,6 +71,7 @@ class FileSink:
         self._position = 0
         self._hash = hashlib.sha256()
         self._synced_at = 0.0
+        self._syncing: asyncio.Task[None] | None = None  # behind what is written meanwhile
 
     @property
     def position(self) -> int:
@@ -81,35 +82,72 @@ class FileSink:
 
     async def write(self, blocks: Sequence[memoryview]) -> None:
         await self._call(lambda: self._write(blocks))
+        if self._sync_due():
+            await self._synced()
+            self._syncing = asyncio.create_task(self._sync_behind(self._position))
 
     async def ready(self) -> None:
         pass
 
     async def finish(self, expected: set[str]) -> Saved:
+        await self._synced()
         return await self._call(lambda: self._finish(expected))
 
     async def detach(self) -> None:
+        await self._synced()
         await self._call(self._sync)
 
     async def close(self) -> None:
         """Make the position durable and let go of the file, which another process may then go on with."""
-        await self._call(self._close)
+        try:
+            await self._synced()
+        finally:
+            await self._call(self._close)
 
     async def discard(self) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            await self._synced()
         await self._call(self._discard)
+
+    def _sync_due(self) -> bool:
+        pending = self._position - self._note.position
+        return pending >= SYNC_BYTES or (pending > 0 and time.monotonic() - self._synced_at >= SYNC_SECONDS)
+
+    async def _synced(self) -> None:
+        """Return when nothing is being made durable any more. Raises what that raised, once."""
+        if (syncing := self._syncing) is None:
+            return
+        try:
+            await asyncio.shield(syncing)
+        finally:
+            if syncing.done():
+                self._syncing = None
+
+    async def _sync_behind(self, position: int) -> None:
+        """Make the bytes below `position` durable, and then say so; more is written meanwhile."""
+        self._synced_at = time.monotonic()
+        with self._naming_failures():
+            await asyncio.get_running_loop().run_in_executor(self._pool, _flush, self._file)
+        await self._call(lambda: self._write_note(replace(self._note, position=position), durable=False))
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._directory
+            raise StorageUnavailable(f"cannot save into {where}: {error.strerror or error}") from error
 
     async def _call(self, work: Callable[[], Result]) -> Result:
         """Run `work` in a thread; being cancelled does not let the next call run beside it."""
         async with self._busy:
             job = asyncio.get_running_loop().run_in_executor(self._pool, work)
             try:
-                return await asyncio.shield(job)
+                with self._naming_failures():
+                    return await asyncio.shield(job)
             except asyncio.CancelledError:
                 await asyncio.wait([job])
                 raise
-            except OSError as error:
-                where = error.filename or self._directory
-                raise StorageUnavailable(f"cannot save into {where}: {error.strerror or error}") from error
 
     # -- in a thread -----------------------------------------------------------------------------------------------
 
@@ -202,8 +240,6 @@ class FileSink:
     def _write(self, blocks: Sequence[memoryview]) -> None:
         for block in blocks:
             self._hash_and_write(block)
-        if self._position - self._note.position >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS:
-            self._sync()
 
     def _hash_and_write(self, block: memoryview) -> None:
         start = self._position
@@ -308,43 +344,3 @@ def _prune(folder: Path) -> None:
                 sidecar.unlink()
         except OSError:
             continue
-
-
-class ReceivingDirectory:
-    """Says which client a directory is to the server, and lets one process at a time be it.
-
-    Whoever receives into it goes on with what an earlier process began there. Raises `DeliveryError` where another
-    process is receiving into it, or it cannot be written.
-    """
-
-    def __init__(self, directory: Path, fresh_id: str) -> None:
-        self._path = directory / FOLDER / "client"
-        self._descriptor = -1
-        self.client_id = fresh_id
-
-    def __enter__(self) -> Self:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            self._lock()
-            known = os.read(self._descriptor, 64).decode("ascii", errors="replace").strip()
-            if known.isalnum():
-                self.client_id = known
-            else:
-                os.pwrite(self._descriptor, self.client_id.encode(), 0)
-                os.fsync(self._descriptor)
-        except OSError as error:
-            raise DeliveryError(f"cannot receive into {self._path.parent.parent}: {error.strerror or error}") from error
-        return self
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            where = self._path.parent.parent
-            raise DeliveryError(f"another process is receiving into {where}: use another --dir") from error
-
-    def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from delivery import dispatch
 from delivery.buffer import blocks, markers
-from delivery.buffer.blocks import BLOCK_SIZE, RANGE_BLOCKS, Block
+from delivery.buffer.blocks import RANGE_BLOCKS, RANGE_SIZE, Block
 from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
 from delivery.transfers import completing
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_BLOCKS = 4  # fetched together: 1 MiB
+RANGES_AHEAD = 2
+STAGING_SECONDS = 0.25  # is enough for a task that runs; one that waits in its queue has its marker
 MOST_FAILURES = 4
 BUFFER_RETRY_SECONDS = 0.5
 MOST_REMEMBERED = 4096
@@ -41,7 +43,7 @@ class BlockCache:
         self._size = 0
         self._groups: OrderedDict[tuple[UUID, int], Group] = OrderedDict()
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
-        self._ahead: OrderedDict[tuple[UUID, int], None] = OrderedDict()
+        self._asked: OrderedDict[tuple[UUID, int], float] = OrderedDict()  # ranges, and until when one is on its way
         self._staged: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
 
     def peek(self, payload: UUID, group: int) -> Group | None:
@@ -55,6 +57,31 @@ class BlockCache:
         """Return the worker that staged a range of a payload last, if that was after `since` (monotonic seconds)."""
         worker, at = self._staged.get(payload, ("", 0.0))
         return worker if at >= since else None
+
+    def on_its_way(self, payload: UUID, index: int) -> bool:
+        """Return whether we asked for range `index` a moment ago.
+
+        While its task runs its marker is cleared already: a second task would most likely find that the range was read
+        and dropped, and stage it once more for nobody.
+        """
+        return self._asked.get((payload, index), 0.0) > time.monotonic()
+
+    async def ask(self, payload: UUID, index: int, *, attempt: int) -> None:
+        """Have range `index` staged, unless somebody asked for it just now. Raises `BufferUnavailable`."""
+        arguments = {"payload": payload.hex, "range": index}
+        marker = dispatch.stage_marker(payload, index)
+        if await self._process.publish(dispatch.STAGE, arguments, marker=marker, attempt=attempt):
+            self._note_asked(payload, index, time.monotonic() + STAGING_SECONDS)
+
+    def _note_asked(self, payload: UUID, index: int, until: float) -> None:
+        self._asked[payload, index] = until
+        self._asked.move_to_end((payload, index))
+        if len(self._asked) > MOST_REMEMBERED:
+            self._asked.popitem(last=False)
+
+    def note_dropped(self, payload: UUID, index: int) -> None:
+        """Note that range `index` has left Redis: who wants it asks for it again."""
+        self._asked.pop((payload, index), None)
 
     def note_staged(self, payload: UUID, worker: str) -> None:
         """Note which worker has just staged a range of a payload."""
@@ -85,6 +112,8 @@ class BlockCache:
         if task.cancelled() or task.exception() is not None:
             return
         group = task.result()
+        payload, number = key
+        self._note_asked(payload, number * GROUP_BLOCKS // RANGE_BLOCKS, 0.0)  # what is missing from now on is gone
         self._groups[key] = group
         self._size += sum(len(block.data) for block in group)
         while self._size > self._limit and len(self._groups) > 1:
@@ -92,24 +121,19 @@ class BlockCache:
             self._size -= sum(len(block.data) for block in old)
 
     async def stage_ahead(self, payload: UUID, size: int, group: int) -> None:
-        """Have the range after that of `group` staged, so that it is in Redis when somebody gets there."""
-        index = group * GROUP_BLOCKS // RANGE_BLOCKS + 1
-        if index * RANGE_BLOCKS * BLOCK_SIZE >= size or (payload, index) in self._ahead:
-            return
-        self._ahead[payload, index] = None
-        if len(self._ahead) > MOST_REMEMBERED:
-            self._ahead.popitem(last=False)
+        """Have the ranges after that of `group` staged, so that they are in Redis when somebody gets there."""
+        here = group * GROUP_BLOCKS // RANGE_BLOCKS
+        for index in range(here + 1, here + 1 + RANGES_AHEAD):
+            if index * RANGE_SIZE < size and (payload, index) not in self._asked:
+                await self._stage_ahead(payload, index)
+
+    async def _stage_ahead(self, payload: UUID, index: int) -> None:
+        self._note_asked(payload, index, 0.0)
         try:
             if not await blocks.astaged(payload, index):
-                await _ask(self._process, payload, index, attempt=0)
+                await self.ask(payload, index, attempt=0)
         except BufferUnavailable as error:
             logger.warning("range %d not asked for ahead: %s", index, error)
-
-
-async def _ask(process: Process, payload: UUID, index: int, *, attempt: int) -> None:
-    arguments = {"payload": payload.hex, "range": index}
-    marker = dispatch.stage_marker(payload, index)
-    await process.publish(dispatch.STAGE, arguments, marker=marker, attempt=attempt)
 
 
 class _Fetch:
@@ -147,9 +171,12 @@ class _Fetch:
         while True:
             self._woken.clear()
             try:
-                await _ask(self._process, self._payload, self._range, attempt=attempt)
-                patience = markers.lifetime(attempt)
-                attempt += 1
+                if self._process.cache.on_its_way(self._payload, self._range):
+                    patience = STAGING_SECONDS
+                else:
+                    await self._process.cache.ask(self._payload, self._range, attempt=attempt)
+                    patience = markers.lifetime(attempt)
+                    attempt += 1
             except BufferUnavailable as error:
                 logger.warning("%s", error)
                 patience = BUFFER_RETRY_SECONDS

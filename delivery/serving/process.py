@@ -69,7 +69,7 @@ class Process:
         self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
         self.cache = BlockCache(self, options.cache_size)
-        self.readers = ReaderTable()
+        self.readers = ReaderTable(self.cache.note_dropped)
         self.lookout = Lookout(self)
         self.offers = OfferRates()
         self.teller = Teller(self)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from delivery.buffer import blocks
 from delivery.buffer.blocks import RANGE_SIZE
 from delivery.errors import BufferUnavailable
+from delivery.serving.cache import RANGES_AHEAD
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,13 @@ class _Readers:
 
 
 class ReaderTable:
-    """All readers of one web process. Belongs to its event loop."""
+    """All readers of one web process. Belongs to its event loop.
 
-    def __init__(self) -> None:
+    `dropped` is called with payload and range as soon as a range has left Redis.
+    """
+
+    def __init__(self, dropped: Callable[[UUID, int], None]) -> None:
+        self._dropped = dropped
         self._payloads: dict[UUID, _Readers] = {}
         self._passed: deque[tuple[UUID, int, int]] = deque()  # payload, its size, range
         self._due = asyncio.Event()
@@ -57,7 +63,7 @@ class ReaderTable:
             self._drop_below(payload, readers, min(readers.at.values()))
         else:
             del self._payloads[payload]
-            self._drop_below(payload, readers, readers.highest + 2)  # one was staged ahead
+            self._drop_below(payload, readers, readers.highest + 1 + RANGES_AHEAD)
 
     def _drop_below(self, payload: UUID, readers: _Readers, index: int) -> None:
         last = min(index, -(-readers.size // RANGE_SIZE))
@@ -74,7 +80,9 @@ class ReaderTable:
             await self._due.wait()
             self._due.clear()
             while self._passed:
-                await _drop(*self._passed.popleft())
+                payload, size, index = self._passed.popleft()
+                await _drop(payload, size, index)
+                self._dropped(payload, index)
 
 
 async def _drop(payload: UUID, size: int, index: int) -> None:

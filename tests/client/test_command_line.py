@@ -128,11 +128,15 @@ async def test_a_transfer_that_is_gone_at_the_server_begins_anew(server: CoreSer
 async def test_receive_goes_on_in_a_new_process(server: CoreServer, tmp_path: Path, number: int) -> None:
     data = os.urandom(24 * 1_048_576 + 99)
     server.send_until = 20 * 1_048_576
+    durable = 16 * 1_048_576  # what is written after it is made durable later, and lost by SIGKILL
     waiting = server.offer(data)
     directory = tmp_path / "in"
     async with Command(server, "receive", "--dir", str(directory), "--once") as command:
         parts = directory / ".delivery"
         await eventually(lambda: any(part.stat().st_size == server.send_until for part in parts.glob("*.part")), 30)
+        await eventually(
+            lambda: any(json.loads(note.read_text())["position"] >= durable for note in parts.glob("*.json"))
+        )
         command.process.send_signal(number)
         assert await command.status() == (130 if number == signal.SIGINT else -9)
     server.send_until = None
@@ -143,7 +147,7 @@ async def test_receive_goes_on_in_a_new_process(server: CoreServer, tmp_path: Pa
     (done,) = command.named("done")
     assert done["path"] == str(directory / "scan.tif")
     assert (directory / "scan.tif").read_bytes() == data
-    kept = 20 * 1_048_576 if number == signal.SIGINT else 16 * 1_048_576  # killed: what was made durable
+    kept = 20 * 1_048_576 if number == signal.SIGINT else durable
     assert command.events[-1]["received_bytes"] <= len(data) - kept
     assert command.events[-1]["resumes"] == 1
     assert len({hello.client for hello in server.hellos}) == 1

@@ -1,0 +1,92 @@
+"""Asking for ranges: once while one is on its way, again as soon as it is gone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from delivery.buffer.blocks import RANGE_SIZE
+from delivery.serving import cache
+from delivery.serving.cache import GROUP_BLOCKS, RANGES_AHEAD, STAGING_SECONDS, BlockCache
+
+PAYLOAD = uuid4()
+SIZE = 8 * RANGE_SIZE
+GROUPS_OF_RANGE = 32 // GROUP_BLOCKS
+
+
+class Publisher:
+    """Notes which ranges are asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.marked = False  # somebody else asked a moment before
+
+    async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int) -> bool:
+        if self.marked:
+            return False
+        self.asked.append(arguments["range"])
+        return True
+
+
+@pytest.fixture
+def publisher() -> Publisher:
+    return Publisher()
+
+
+@pytest.fixture
+def blocks(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> BlockCache:
+    async def nothing_staged(payload: object, index: int) -> bool:
+        return False
+
+    monkeypatch.setattr(cache.blocks, "astaged", nothing_staged)
+    return BlockCache(cast(Any, SimpleNamespace(publish=publisher.publish)), limit=RANGE_SIZE)
+
+
+async def test_ranges_ahead_are_asked_for_once(blocks: BlockCache, publisher: Publisher) -> None:
+    for group in range(2 * GROUPS_OF_RANGE):
+        await blocks.stage_ahead(PAYLOAD, SIZE, group)
+    assert publisher.asked == list(range(1, 2 + RANGES_AHEAD))
+
+
+async def test_nothing_is_asked_for_behind_the_end(blocks: BlockCache, publisher: Publisher) -> None:
+    await blocks.stage_ahead(PAYLOAD, RANGE_SIZE + 1, 0)
+    assert publisher.asked == [1]
+
+
+async def test_what_was_dropped_is_asked_for_again(blocks: BlockCache, publisher: Publisher) -> None:
+    await blocks.stage_ahead(PAYLOAD, SIZE, 0)
+    blocks.note_dropped(PAYLOAD, 1)
+    await blocks.stage_ahead(PAYLOAD, SIZE, 0)
+    assert publisher.asked == [1, 2, 1]
+
+
+async def test_a_range_is_on_its_way_for_a_moment(blocks: BlockCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
+    await blocks.stage_ahead(PAYLOAD, SIZE, 0)
+    assert blocks.on_its_way(PAYLOAD, 1)
+    assert not blocks.on_its_way(PAYLOAD, 0)  # nobody has asked for it
+    now[0] += STAGING_SECONDS + 0.1  # its task may be lost
+    assert not blocks.on_its_way(PAYLOAD, 1)
+
+
+async def test_what_another_process_asked_for_is_not_waited_for(blocks: BlockCache, publisher: Publisher) -> None:
+    publisher.marked = True
+    await blocks.stage_ahead(PAYLOAD, SIZE, 0)
+    assert not blocks.on_its_way(PAYLOAD, 1)  # it may have read and dropped it when we get there
+
+
+async def test_a_range_that_was_read_and_is_gone_is_asked_for_at_once(
+    blocks: BlockCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(payload: object, first: int, count: int) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(cache.blocks, "aget", get)
+    await blocks.ask(PAYLOAD, 0, attempt=0)
+    assert blocks.on_its_way(PAYLOAD, 0)
+    await blocks.get(PAYLOAD, SIZE, 0)
+    assert not blocks.on_its_way(PAYLOAD, 0)
