@@ -59,7 +59,7 @@ class Settings:
         low=CHUNK_SIZE_MIN,
         high=CHUNK_SIZE_MAX,
     )
-    window: int = _option(16 * MIB, "Most unacked bytes of one transfer.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB)
+    window: int = _option(32 * MIB, "Most unacked bytes of one transfer.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB)
     buffer_budget: int = _option(
         256 * MIB,
         "Most bytes that the uploads of one web process may have in Redis; at most half of Redis's maxmemory is used.",
@@ -67,7 +67,7 @@ class Settings:
         low=CHUNK_SIZE_MAX,
     )
     segment_size: int = _option(
-        8 * MIB, "Largest run of bytes that one task stores as one file.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB
+        16 * MIB, "Largest run of bytes that one task stores as one file.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB
     )
     inline_limit: int = _option(
         64 * KIB,

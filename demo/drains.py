@@ -19,7 +19,7 @@ WORKER_AT, WEB_AT = 0.3, 0.6
 SHUTDOWNS = 2
 GOING_AWAY = 1001
 #: PROTOCOL section 3: what may be sent and not acked, and so what goes again at most.
-WINDOW_BYTES = 16_777_216
+WINDOW_BYTES = 33_554_432
 #: How long after SIGTERM the 1001 may come: telling, flushing, and what a slow network still holds before our answer.
 NOTICED_SECONDS = 9.0
 POLL_SECONDS = 0.05

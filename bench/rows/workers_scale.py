@@ -13,11 +13,11 @@ NAME = "workers_scale"
 MUST = "3.5 (3.9)"
 RATE = 20e6
 UPLOADS = 16
-SEGMENT_BYTES = 8 * MIB
+SEGMENT_BYTES = 16 * MIB
 
 
 def run(bench: Bench) -> Figure:
-    segments = bench.plan.scaled(4, 1)  # of each upload
+    segments = bench.plan.scaled(2, 1)  # of each upload
     path = bench.source(segments * SEGMENT_BYTES)
     costs = Costs()
 

@@ -13,7 +13,7 @@ from delivery.buffer.clients import aclient, client, in_thread, reporting
 from delivery.protocol.frames import checksum
 
 BLOCK_SIZE = 256 * 1024
-RANGE_BLOCKS = 32
+RANGE_BLOCKS = 64
 RANGE_SIZE = BLOCK_SIZE * RANGE_BLOCKS
 PUT_BLOCKS = 4
 

@@ -34,7 +34,7 @@ def block(payload: UUID, index: int) -> str:
 
 
 def range_checksums(payload: UUID, index: int) -> str:
-    """CRC-32C of each block of range `index` (8 MiB by offset), as big-endian u32. Is there: the range is staged."""
+    """CRC-32C of each block of range `index` (16 MiB by offset), as big-endian u32. Is there: the range is staged."""
     return _key("r", payload.hex, index)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_BLOCKS = 4  # fetched together: 1 MiB
-RANGES_AHEAD = 2
+RANGES_AHEAD = 1
 STAGING_SECONDS = 0.25  # is enough for a task that runs; one that waits in its queue has its marker
 MOST_FAILURES = 4
 BUFFER_RETRY_SECONDS = 0.5

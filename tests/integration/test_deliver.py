@@ -25,7 +25,7 @@ from tests.conformance.peer import Peer, sha256
 from tests.stack import Person, Site
 
 MIB = 1024 * 1024
-LARGE = bytes(range(256)) * 4096 * 9  # 9 MiB: two segments
+LARGE = bytes(range(256)) * 4096 * 17  # 17 MiB: two segments
 
 
 async def received(peer: Peer) -> bytes:
@@ -84,7 +84,7 @@ async def test_an_iterator_is_read(site: Site, alice: Person) -> None:
     assert await site.content(payload.pk) == b"one two three"
 
 
-@pytest.mark.parametrize("size", [8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 16 * MIB, 300_001])
+@pytest.mark.parametrize("size", [16 * MIB - 1, 16 * MIB, 16 * MIB + 1, 32 * MIB, 300_001])
 async def test_pieces_of_any_length_are_cut_into_segments(site: Site, alice: Person, size: int) -> None:
     data = (LARGE * 2)[:size]
 
@@ -95,7 +95,7 @@ async def test_pieces_of_any_length_are_cut_into_segments(site: Site, alice: Per
     assert payload.sha256 == sha256(data)
     assert await site.content(payload.pk) == data
     lengths = await site.run(lambda: [segment.length for segment in payload.segments.order_by("offset")])
-    assert lengths == [min(8 * MIB, size - start) for start in range(0, size, 8 * MIB)]
+    assert lengths == [min(16 * MIB, size - start) for start in range(0, size, 16 * MIB)]
 
 
 @pytest.mark.parametrize("source", [7, None, [object()], io.StringIO("text"), (n for n in (1, 2))])
@@ -287,14 +287,14 @@ async def test_open_is_a_seekable_binary_file(site: Site) -> None:
 
     def read() -> tuple[bytes, bytes, bytes, int]:
         with payload.open() as file:
-            file.seek(8 * MIB - 5)
+            file.seek(16 * MIB - 5)
             across = file.read(10)
             file.seek(-3, io.SEEK_END)
             tail = file.read()
             return across, tail, file.read(), file.seek(0)
 
     across, tail, nothing, start = await site.run(read)
-    assert across == LARGE[8 * MIB - 5 : 8 * MIB + 5]
+    assert across == LARGE[16 * MIB - 5 : 16 * MIB + 5]
     assert (tail, nothing, start) == (LARGE[-3:], b"", 0)
 
 

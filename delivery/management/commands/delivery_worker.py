@@ -50,7 +50,7 @@ class Command(BaseCommand):
             f"--pool={pool}",
             f"--hostname={name}@%h",
             f"--loglevel={loglevel}",
-            "--prefetch-multiplier=1",  # a task moves 8 MiB: what waits here another worker could do
+            "--prefetch-multiplier=1",  # a task moves up to 16 MiB: what waits here another worker could do
             "--without-gossip",
             "--without-mingle",  # a second at every start, for nothing that we use
             **{drain.END_AFTER: str(end_after)},
