@@ -120,7 +120,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.accept(SUBPROTOCOL if offered else None)
             await self.close(1001, "going away")
             return
-        found = await process.current().db(login.login_of, request)
+        found = await process.current().questions.login_of(request)
         await self.accept(SUBPROTOCOL if offered else None)
         if isinstance(found, Refusal) and (found is Refusal.WRONG or not offered):
             # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).

@@ -20,24 +20,28 @@ MOST = 64
 class Batcher(Generic[Item, Outcome]):
     """Hands items to `write`, a batch at a time, in the order in which they came. Belongs to one event loop.
 
-    `linger_seconds`: how long the first of a batch waits for others, where nobody is kept waiting by that.
+    `write` returns the outcome of each; an exception among them concerns that item alone, one that it raises all of them.
+    `linger_seconds`: how long the first of a batch waits for others, where nobody is kept waiting by that. `lanes`: how
+    many batches may be under way at once, for questions that one of them may hold up.
     """
 
     def __init__(
         self,
-        write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]],
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
         name: str,
         *,
         linger_seconds: float = 0.0,
+        lanes: int = 1,
     ) -> None:
         self._write = write
         self._linger_seconds = linger_seconds
+        self._lanes = lanes
         self._stopping = False
         self._full = asyncio.Event()  # or no more to wait for
         self._name = name
         self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
         self._last: asyncio.Future[Outcome] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, item: Item) -> asyncio.Future[Outcome]:
         """Have an item written; its outcome is known once its batch has committed, or what writing raised."""
@@ -46,8 +50,10 @@ class Batcher(Generic[Item, Outcome]):
         self._last = future
         if len(self._waiting) >= MOST:
             self._full.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"delivery {self._name}")
+        if sum(not task.done() for task in self._tasks) < self._lanes:
+            task = asyncio.create_task(self._run(), name=f"delivery {self._name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return future
 
     async def put(self, item: Item) -> Outcome:
@@ -76,7 +82,11 @@ class Batcher(Generic[Item, Outcome]):
                         future.set_exception(error)
                 continue
             for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
+                if future.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    future.set_exception(outcome)
+                else:
                     future.set_result(outcome)
 
     async def _linger(self) -> None:
@@ -93,6 +103,6 @@ class Batcher(Generic[Item, Outcome]):
         """Return once everything that was put is written."""
         self._stopping = True
         self._full.set()
-        if self._task is not None:
+        for task in list(self._tasks):
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task

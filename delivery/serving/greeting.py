@@ -6,12 +6,10 @@ import secrets
 from typing import TYPE_CHECKING
 
 from delivery import conf, notify, policy
-from delivery.buffer import clients
 from delivery.errors import BufferUnavailable, ProtocolViolation
 from delivery.protocol import messages
 from delivery.protocol.codes import CLOSE_CODES
-from delivery.serving import login
-from delivery.serving.login import Refusal
+from delivery.serving.login import Login, Refusal, Request
 from delivery.transfers import deliveries
 from delivery.transfers.holders import Holder
 
@@ -24,15 +22,15 @@ MOST_GROUPS = 256  # of one hello: each is a question to the policy
 async def greet(session: Session, hello: messages.Hello) -> None:
     """Answer a hello with a welcome, or close the connection."""
     if session.login is None:
-        found = await session.db(login.login_of_token, hello.token)
+        found = await _login_of(session, hello.token)
         if isinstance(found, Refusal):
             return session.close(4401, found.value)
         session.login = found
-    session.quota = await session.db(policy.current().quota, session.user)
+    session.quota = await session.process.questions.quota_of(session.user)
     if session.count() > session.quota.connections:
         return session.refuse(ProtocolViolation(CLOSE_CODES[4429].reason, 4429))
     try:
-        order = await clients.aclock()
+        order = await session.process.questions.order()
     except BufferUnavailable:
         away = messages.GoingAway(reason="overloaded", retry_after=conf.current().retry_max)
         return session.close(1013, CLOSE_CODES[1013].reason, going_away=away)
@@ -45,6 +43,12 @@ async def greet(session: Session, hello: messages.Hello) -> None:
     if hello.receive:
         await _receive(session, groups)
     return None
+
+
+async def _login_of(session: Session, token: str | None) -> Login | Refusal:
+    if token is None:
+        return Refusal.MISSING
+    return await session.process.questions.login_of(Request.with_token(token))
 
 
 def _welcome(session: Session, holder: Holder, groups: list[str]) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from importlib import import_module
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth import get_user, get_user_model
-from django.db import DatabaseError
+from django.contrib.auth import get_user_model
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http.request import validate_host
 
 from delivery import conf, policy, tokens
+from delivery.serving import sessions
 from delivery.tokens import Claim
 
 logger = logging.getLogger(__name__)
@@ -30,6 +29,20 @@ class Refusal(enum.Enum):
     WRONG = "login wrong or expired"
 
 
+class Kind(enum.Enum):
+    """What a login is proven with."""
+
+    TOKEN = enum.auto()
+    SESSION = enum.auto()
+
+
+class Proof(NamedTuple):
+    """A token, or the key of a session."""
+
+    kind: Kind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an opening handshake says about its sender."""
@@ -39,6 +52,20 @@ class Request:
     secure: bool
     bearer: str | None
     session: str | None
+
+    @property
+    def proof(self) -> Proof | None:
+        """A session counts only beside an Origin, which only browsers send; everybody else brings a token."""
+        if self.bearer is not None:
+            return Proof(Kind.TOKEN, self.bearer)
+        if self.origin is None or self.session is None:
+            return None
+        return Proof(Kind.SESSION, self.session)
+
+    @classmethod
+    def with_token(cls, token: str) -> Request:
+        """Return what a client asks whose token came in its hello."""
+        return cls(origin=None, host="", secure=False, bearer=token, session=None)
 
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Request:
@@ -93,17 +120,16 @@ class Login:
 
 
 def login_of(request: Request) -> Login | Refusal:
-    """Return whom the handshake logs in. Queries the database.
-
-    A session counts only beside an Origin, which only browsers send; everybody else brings a token.
-    """
-    if request.bearer is not None:
-        return login_of_token(request.bearer)
-    if request.origin is None or request.session is None:
-        return Refusal.MISSING
-    user = _user_of_session(request.session)
-    # A session of somebody who never logged in is no wrong login.
-    return Refusal.MISSING if user is None else _allowed(Login(user, session=request.session))
+    """Return whom the handshake logs in. Queries the database."""
+    match request.proof:
+        case None:
+            return Refusal.MISSING
+        case Proof(Kind.TOKEN, token):
+            return login_of_token(token)
+        case Proof(_, key):
+            user = sessions.user_of(key)
+            # A session of somebody who never logged in is no wrong login.
+            return Refusal.MISSING if user is None else _allowed(Login(user, session=key))
 
 
 def login_of_token(token: str | None) -> Login | Refusal:
@@ -115,10 +141,41 @@ def login_of_token(token: str | None) -> Login | Refusal:
     return Refusal.WRONG if user is None else _allowed(Login(user, claim=claim))
 
 
-def _user_of_session(key: str) -> Any | None:
-    engine = import_module(settings.SESSION_ENGINE)
-    user = get_user(SimpleNamespace(session=engine.SessionStore(key)))  # type: ignore[arg-type]
-    return user if user.is_authenticated else None
+def logins_of(requests: Sequence[Request]) -> list[Login | Refusal | Exception]:
+    """Return of each request what `login_of` returns or raises. Three queries for all who are let in as usual.
+
+    Raises where the database does not answer.
+    """
+    try:
+        known = _known(requests)
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:  # one of them asks what the database does not take: the others are not to suffer from it
+        logger.info("logins are looked up one by one", exc_info=True)
+        known = {}
+    return [_outcome(request, known) for request in requests]
+
+
+def _known(requests: Sequence[Request]) -> dict[Proof, Login]:
+    """Return whom tokens and sessions log in beyond doubt."""
+    proofs = {proof for one in requests if (proof := one.proof) is not None}
+    keys = {proof.text for proof in proofs if proof.kind is Kind.SESSION}
+    known = {Proof(Kind.SESSION, key): Login(user, session=key) for key, user in sessions.users_of(keys).items()}
+    told = {proof: tokens.claim_of(proof.text) for proof in proofs if proof.kind is Kind.TOKEN}
+    claims = {proof: claim for proof, claim in told.items() if claim is not None}
+    users = tokens.users_of(list(claims.values()))
+    for (proof, claim), user in zip(claims.items(), users, strict=True):
+        if user is not None:
+            known[proof] = Login(user, claim=claim)
+    return known
+
+
+def _outcome(request: Request, known: Mapping[Proof, Login]) -> Login | Refusal | Exception:
+    found = None if request.proof is None else known.get(request.proof)
+    try:
+        return login_of(request) if found is None else _allowed(found)
+    except Exception as error:  # noqa: BLE001 - it is this connection's
+        return error
 
 
 def _allowed(login: Login) -> Login | Refusal:
@@ -126,11 +183,15 @@ def _allowed(login: Login) -> Login | Refusal:
 
 
 def still_valid(logins: Sequence[Login]) -> list[bool]:
-    """Return of each login whether it would be let in now. One query for all tokens, one for each session."""
+    """Return of each login whether it would be let in now. Three queries for all, where nothing is out of the way."""
     rules = policy.current()
     keys = {login.user.pk for login in logins}
     users = get_user_model()._default_manager.in_bulk(keys)
-    return [_holds(login, users.get(login.user.pk)) and _may_stay(rules, users[login.user.pk]) for login in logins]
+    by_session = sessions.users_of({login.session for login in logins if login.session})
+    return [
+        _holds(login, users.get(login.user.pk), by_session) and _may_stay(rules, users[login.user.pk])
+        for login in logins
+    ]
 
 
 def _may_stay(rules: policy.DefaultPolicy, user: Any) -> bool:
@@ -144,10 +205,11 @@ def _may_stay(rules: policy.DefaultPolicy, user: Any) -> bool:
         return False
 
 
-def _holds(login: Login, user: Any | None) -> bool:
+def _holds(login: Login, user: Any | None, by_session: Mapping[str, Any]) -> bool:
     if user is None:
         return False
     if login.claim is not None:
         return login.claim.holds_for(user)
-    found = _user_of_session(login.session or "")
+    key = login.session or ""
+    found = by_session[key] if key in by_session else sessions.user_of(key)
     return found is not None and found.pk == user.pk

@@ -75,6 +75,9 @@ class Offering:
         session = self._session
         self._more = True
         await session.process.received.settle()  # what another connection just finished is not offered here
+        if self._begun and not await session.process.questions.may_wait(session.user.pk, session.client):
+            self._more = self._begun = False
+            return
         while (room := self._room()) > 0:
             known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
             found = await session.db(

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 from urllib.parse import parse_qs
 
-from delivery import conf, policy
+from delivery import conf
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
 from delivery.policy import Quota
 from delivery.protocol.codes import CLOSE_CODES
@@ -48,7 +48,7 @@ class PlainSession:
 
     async def start(self) -> None:
         """Begin, or close at once where the user has too many connections."""
-        self._quota = await self.process.db(policy.current().quota, self._user)
+        self._quota = await self.process.questions.quota_of(self._user)
         self.process.sessions.add(self)
         if self.process.connections.enter(self._user.pk) > self._quota.connections:
             self._close(4429)

@@ -28,6 +28,7 @@ from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
+from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.serving.teller import Teller
@@ -77,7 +78,7 @@ class Process:
         self.received: Batcher[Received, None] = Batcher(
             partial(self._write_batch, deliveries.finish), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
-        self.logins: Batcher[Login, bool] = Batcher(lambda batch: self.db(login.still_valid, batch), "logins")
+        self.questions = Questions(self)
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
         self.connections = Connections()
@@ -113,7 +114,7 @@ class Process:
         await asyncio.gather(*self._unfinished, return_exceptions=True)
         await self.small.stop()
         await self.received.stop()
-        await self.logins.stop()
+        await self.questions.stop()
         await self.teller.stop()
         await self.write_positions()
         await self._write_events()

@@ -170,7 +170,7 @@ class Session:
         now = time.monotonic()
         if self.login is None or now - self.confirmed_at < CONFIRM_SECONDS:
             return
-        holds = await self.process.logins.put(self.login)  # many connections ask in one query
+        holds = await self.process.questions.holds(self.login)  # many connections ask in one query
         self.confirmed_at = now
         if not holds:
             self.revoke()

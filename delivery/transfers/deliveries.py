@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.utils import timezone
@@ -85,6 +86,19 @@ def waiting(user: Any, client: str, *, known: Collection[UUID], most: int, begun
         left = _deliverable(user, TransferState.DONE).filter(pk__in=open_here.values("transfer"))
         rows += left.annotate(begun=Value(True)).exclude(pk__in=list(known))[: most - len(rows)]
     return [waiting_for(row, row.payload, first=not row.begun) for row in rows]
+
+
+def may_wait(askers: Collection[tuple[Any, str]]) -> list[bool]:
+    """Return of each (user, client) whether there may be something that `waiting` returns. Two queries for all of them.
+
+    True says nothing for certain; False does: nothing of the user is live, and the client has left nothing half done.
+    """
+    live = Transfer.objects.filter(user=OuterRef("pk"), direction=Direction.DELIVERY, state=TransferState.LIVE)
+    users = get_user_model()._base_manager.filter(Exists(live), pk__in={user for user, _ in askers})
+    awaited = set(users.values_list("pk", flat=True))
+    open_here = ClientPosition.objects.filter(client__in={client for _, client in askers}, state=ClientState.OPEN)
+    begun = set(open_here.order_by().values_list("client", flat=True).distinct())
+    return [user in awaited or client in begun for user, client in askers]
 
 
 def _deliverable(user: Any, state: TransferState) -> QuerySet[Transfer]:

@@ -39,6 +39,35 @@ async def test_all_of_a_batch_hear_that_it_failed() -> None:
     assert await batcher.put(2) == 4
 
 
+async def test_an_exception_among_the_outcomes_is_one_items() -> None:
+    async def write(batch: Sequence[int]) -> list[int | Exception]:
+        return [ValueError(number) if number == 13 else number for number in batch]
+
+    batcher: Batcher[int, int] = Batcher(write, "numbers")
+    first, second, third = await asyncio.gather(batcher.put(1), batcher.put(13), batcher.put(2), return_exceptions=True)
+    assert (first, third) == (1, 2)
+    assert isinstance(second, ValueError)
+
+
+async def test_a_batch_that_takes_long_leaves_the_other_lane_free() -> None:
+    held = asyncio.Event()
+
+    async def write(batch: Sequence[int]) -> list[int]:
+        if 13 in batch:
+            await held.wait()
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(write, "numbers", lanes=2)
+    slow = batcher.add(13)
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(batcher.put(number) for number in range(3))) == [0, 1, 2]
+    assert not slow.done()
+    held.set()
+    await batcher.stop()
+    assert slow.result() == 13
+
+
 async def test_lingering_gathers_what_comes_meanwhile() -> None:
     book = Book()
     batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=0.05)
