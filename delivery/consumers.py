@@ -10,7 +10,6 @@ from uuid import UUID
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
-from channels.layers import get_channel_layer
 
 from delivery import drain, notify
 from delivery.serving import login, plain, process, server, teller
@@ -22,7 +21,6 @@ from delivery.serving.writer import ConnectionClosed
 logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
-LAYER_RETRY_SECONDS = 1.0
 FAIR_MESSAGES = 8  # taken in a row, until others have their turn
 PIECES = "delivery.pieces"  # an ASGI extension, which `launch.guards` has
 
@@ -32,10 +30,9 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     session: Session | None = None
     plain: PlainSession | None = None
+    channel_name = ""
     _close_code: int | None = None
-    _joined: set[str]
     _task: asyncio.Task[Any] | None = None
-    _hearing: asyncio.Task[None] | None = None
     _abandoned = False
     _takes_pieces = False
 
@@ -45,7 +42,6 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         `disconnect` is not called on cancellation or when a handler or the channel layer raises (channels#1466), hence
         the `finally`.
         """
-        self._joined = set()
         self._task = asyncio.current_task()
         server.look_at(receive)
         try:
@@ -60,9 +56,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
         self.scope, self.base_send = scope, send
         self._takes_pieces = PIECES in (scope.get("extensions") or ())
-        self.channel_layer = get_channel_layer(self.channel_layer_alias)
-        self.channel_name = await self.channel_layer.new_channel()
-        self._hearing = asyncio.create_task(self._hear(), name="delivery control events")
+        self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
                 await self.dispatch(await receive())
@@ -71,25 +65,12 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         except StopConsumer:
             pass
 
-    async def _hear(self) -> None:
-        """Hand on control events. A layer that is away costs events, which may be lost, and no connection."""
-        while True:
-            try:
-                await self.dispatch(await self.channel_layer.receive(self.channel_name))
-            except Exception:  # a layer raises its own backend's errors
-                logger.warning("control events wait: the channel layer fails", exc_info=True)
-                await asyncio.sleep(LAYER_RETRY_SECONDS)
-
     async def _clean_up(self) -> None:
         if self.session is not None:
             await self.session.end(self._close_code)
         if self.plain is not None:
             await self.plain.end()
-        if self._hearing is not None:
-            self._hearing.cancel()
-            await asyncio.gather(self._hearing, return_exceptions=True)
-        for group in self._joined:
-            await self.channel_layer.group_discard(group, self.channel_name)
+        process.current().hearing.close(self.channel_name)
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
@@ -147,7 +128,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         self._close_code = message.get("code")
-        await super().websocket_disconnect(message)
+        raise StopConsumer
 
     # -- what a session needs ----------------------------------------------------------------------------------------
 
@@ -176,8 +157,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             self._task.cancel()
 
     async def join(self, group: str) -> None:
-        self._joined.add(group)
-        await self.channel_layer.group_add(group, self.channel_name)
+        await process.current().hearing.join(self.channel_name, group)
 
     # -- control events ----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Telling others: wake-ups on the path of data (pub/sub), control events (channel layer). Both may be lost.
 
-Control events go to one consumer by its channel name, or to a group: all consumers of a user, or of a group address.
+Control events go to one consumer by its channel name, or to a group: all consumers of a user, or of a group address. All
+consumers of a web process share one channel (`serving.hearing`), hence each event says for whom it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from delivery.errors import BufferUnavailable
 logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 5.0
+TARGET = "target"  # of a control event: the group, or the name of the consumer, that it is for
+_NUMBER = "~"  # allowed in no name of a channel layer's
 
 
 def wake(payload: UUID, event: str, **numbers: Any) -> None:
@@ -38,6 +41,11 @@ def group_of(address: str) -> str:
     """Return the channel layer's group of an address; hashed, since addresses may hold what a group name may not."""
     digest = hashlib.sha256(f"{conf.current().prefix}:{address}".encode()).hexdigest()[:32]
     return f"delivery.{digest}"
+
+
+def channel_of(process: str, number: int) -> str:
+    """Return the name of a web process's consumer; `process` is the name of the channel that all of them share."""
+    return f"{process}{_NUMBER}{number}"
 
 
 async def atell_group(address: str, event: str, /, **detail: Any) -> None:
@@ -64,10 +72,13 @@ async def _send(kind: str, target: str, event: str, detail: dict[str, Any]) -> N
     layer = get_channel_layer()
     if layer is None:
         return
-    message = {"type": f"delivery.{event}", **detail}
+    message = {"type": f"delivery.{event}", TARGET: target, **detail}
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await (layer.group_send(target, message) if kind == "group" else layer.send(target, message))
+            if kind == "group":
+                await layer.group_send(target, message)
+            else:
+                await layer.send(target.partition(_NUMBER)[0], message)
     except Exception as error:  # noqa: BLE001 - a layer raises its own backend's errors; losing an event is allowed
         logger.warning("control event %s lost: %s", event, type(error).__name__)
 

@@ -26,6 +26,7 @@ from delivery.serving import login
 from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
+from delivery.serving.hearing import Hearing
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
 from delivery.serving.questions import Questions
@@ -79,6 +80,7 @@ class Process:
             partial(self._write_batch, deliveries.finish), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.questions = Questions(self)
+        self.hearing = Hearing()
         self.credit = CreditLedger(options.buffer_budget, options.window)
         self.buffer_full = False
         self.connections = Connections()
@@ -116,6 +118,7 @@ class Process:
         await self.received.stop()
         await self.questions.stop()
         await self.teller.stop()
+        await self.hearing.stop()
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
