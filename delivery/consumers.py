@@ -71,6 +71,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if self.plain is not None:
             await self.plain.end()
         process.current().hearing.close(self.channel_name)
+        self.session = self.plain = None  # they hold each other
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""

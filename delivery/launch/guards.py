@@ -61,6 +61,11 @@ class GuardedHttp(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand over, and let go of the parser: they hold each other, until the collector of cycles comes by."""
+        super().handle_websocket_upgrade()
+        self.parser = None  # type: ignore[assignment]
+
     def _begin_head(self) -> None:
         if self._late is None:
             self._head_bytes = 0
@@ -83,6 +88,10 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
         self.conn.debug = False  # or, where DEBUG is logged, it logs every frame and header: payloads, tokens, cookies
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.conn.parser.close()  # a generator that holds its connection: both would wait for the collector of cycles
 
     def data_received(self, data: bytes) -> None:
         began = time.monotonic()

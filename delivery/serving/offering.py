@@ -11,6 +11,7 @@ from delivery.protocol.connection import MAX_UNANSWERED_OFFERS
 from delivery.protocol.messages import DeliveryOffer
 from delivery.serving import delivering
 from delivery.serving.outflow import Outflow
+from delivery.serving.parts import Part
 from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 60.0
 
 
-class Offering:
+class Offering(Part):
     """The deliveries of one connection. Belongs to its event loop."""
 
     def __init__(self, session: Session, *, chunk_size: int, most_live: int) -> None:
-        self._session = session
+        super().__init__(session)
         self._chunk_size = chunk_size
         self._most_live = most_live
         self._set_aside: set[UUID] = set()  # not to be offered again on this connection

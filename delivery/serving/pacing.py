@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from delivery import conf
+from delivery.serving.parts import Part
 
 if TYPE_CHECKING:
     from delivery.serving.session import Session
@@ -29,11 +30,11 @@ WAIT_SECONDS = 15.0
 LOOK_SECONDS = 0.02
 
 
-class Pacing:
+class Pacing(Part):
     """The pace of one connection. Belongs to its event loop."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        super().__init__(session)
         self._queries = asyncio.Semaphore(MOST_QUERIES)
         self._most = MOST_QUEUED + 2 * conf.current().max_live_transfers
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from delivery.protocol import events
 from delivery.serving import delivering, uploading
+from delivery.serving.parts import Part
 
 if TYPE_CHECKING:
     from delivery.serving.session import Session
@@ -23,11 +24,11 @@ SHORTEST_SECONDS = 0.05
 CLOSE_SECONDS = 2.0
 
 
-class Timer:
+class Timer(Part):
     """Wakes one session. Belongs to its event loop."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        super().__init__(session)
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
         self._closing = False

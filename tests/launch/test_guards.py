@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -144,3 +145,33 @@ async def test_a_message_in_pieces_comes_as_one_in_its_place() -> None:
     for size, data in zip(came[::2], came[1::2], strict=True):
         assert data == b"twelve bytes" + SHARED[: int(size)]
     assert len(came) == 12
+
+
+async def test_a_connection_that_is_gone_is_freed_at_once() -> None:
+    """Nothing of it is left for the collector of cycles, which stops the whole process when it comes by."""
+
+    async def accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    def left() -> list[str]:
+        ours = (guards.GuardedHttp, guards.GuardedWebSocket)
+        return [type(one).__name__ for one in gc.get_objects() if isinstance(one, ours)]
+
+    async with serving(accept) as port:
+        gc.collect()
+        gc.disable()
+        try:
+            async with websockets.connect(f"ws://127.0.0.1:{port}/") as client:
+                await client.send("x")
+                await asyncio.sleep(0.05)
+                assert left() == ["GuardedWebSocket"]
+            guards_seconds = guards.CLOSE_SECONDS + 1.0  # it may be given up for as long
+            deadline = time.monotonic() + guards_seconds + 5
+            while left() and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+            assert not left()
+        finally:
+            gc.enable()

@@ -1,0 +1,78 @@
+"""A connection that is gone leaves memory at once: nothing of it waits for Python's collector of cycles."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from delivery.serving import process
+from delivery.serving.login import Refusal
+from delivery.serving.parts import Part
+from delivery.serving.session import Session
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(sessions=set(), lookout=SimpleNamespace(leave=lambda _session: None))
+    monkeypatch.setattr(process, "current", lambda: found)
+
+
+class Socket:
+    """A consumer, as far as a session sees it."""
+
+    channel_name = "channel"
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.sent: list[Any] = []
+
+    async def send_text(self, text: str) -> None:
+        self.sent.append(text)
+
+    def abandon(self) -> None:
+        self.sent.append("abandoned")
+
+    async def close(self, code: int, reason: str) -> None:
+        self.sent.append(code)
+
+
+async def test_a_session_is_freed_when_it_ends() -> None:
+    socket = Socket()
+    socket.session = session = Session(socket, Refusal.MISSING)  # type: ignore[arg-type]
+    session.start()
+    session.spawn(session.offering.run(), "offering")
+    await asyncio.sleep(0)
+    session.close(1001, "going away")
+    await asyncio.sleep(0.01)
+    assert socket.sent == [1001]
+    await session.end(1001)
+    left = weakref.ref(session)
+    del session
+    socket.session = None
+    assert left() is None
+
+
+def test_a_part_says_that_its_session_is_gone() -> None:
+    class Owner:
+        pass
+
+    owner = Owner()
+    part = Part(owner)  # type: ignore[arg-type]
+    assert part._session is owner
+    del owner
+    with pytest.raises(RuntimeError, match="gone"):
+        _ = part._session
