@@ -7,6 +7,7 @@ uvicorn's own limit of a message and, in `serving`, ours. And one thing that uvi
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import time
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_S
 CONTROL_SECONDS = 10.0
 FAIR_SECONDS = 0.01  # of parsing without a pause for others
 CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
+
+#: Where uvicorn's words about a single connection go: errors, and one line for each that is accepted.
+CONNECTIONS = logging.getLogger("uvicorn.error.websocket")
 
 #: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
 PIECES = "delivery.pieces"
@@ -87,6 +91,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
+        self.logger = CONNECTIONS
         self.conn.debug = False  # or, where DEBUG is logged, it logs every frame and header: payloads, tokens, cookies
 
     def connection_lost(self, exc: Exception | None) -> None:
