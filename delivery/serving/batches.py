@@ -21,8 +21,9 @@ class Batcher(Generic[Item, Outcome]):
     """Hands items to `write`, a batch at a time, in the order in which they came. Belongs to one event loop.
 
     `write` returns the outcome of each; an exception among them concerns that item alone, one that it raises all of them.
-    `linger_seconds`: how long the first of a batch waits for others, where nobody is kept waiting by that. `lanes`: how
-    many batches may be under way at once, for questions that one of them may hold up.
+    `linger_seconds`: how long the first of a batch waits for others, where nobody is kept waiting by that. `pace_seconds`:
+    the least time from one batch to the next; who comes after a pause waits for nobody. `lanes`: how many batches may be
+    under way at once, for questions that one of them may hold up.
     """
 
     def __init__(
@@ -31,10 +32,13 @@ class Batcher(Generic[Item, Outcome]):
         name: str,
         *,
         linger_seconds: float = 0.0,
+        pace_seconds: float = 0.0,
         lanes: int = 1,
     ) -> None:
         self._write = write
         self._linger_seconds = linger_seconds
+        self._pace_seconds = pace_seconds
+        self._began = -pace_seconds
         self._lanes = lanes
         self._stopping = False
         self._full = asyncio.Event()  # or no more to wait for
@@ -73,6 +77,10 @@ class Batcher(Generic[Item, Outcome]):
         while self._waiting:
             if self._linger_seconds:
                 await self._linger()
+            if self._pace_seconds:
+                await self._keep_pace()
+                if not self._waiting:  # the other lane has taken them
+                    return
             batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             try:
                 outcomes = await self._write([item for item, _ in batch])
@@ -98,6 +106,12 @@ class Batcher(Generic[Item, Outcome]):
             pass
         if len(self._waiting) <= MOST and not self._stopping:
             self._full.clear()
+
+    async def _keep_pace(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (early := self._began + self._pace_seconds - loop.time()) > 0 and not self._stopping:
+            await asyncio.sleep(early)
+        self._began = loop.time()
 
     async def stop(self) -> None:
         """Return once everything that was put is written."""

@@ -20,6 +20,7 @@ from delivery.transfers import deliveries
 if TYPE_CHECKING:
     from delivery.serving.process import Process
 
+PACE_SECONDS = 0.01  # between two questions of a kind while everybody comes; who comes alone is answered at once
 LANES = 2  # a site's policy that takes its time over one user does not hold up all others
 
 
@@ -30,13 +31,15 @@ class Questions:
         db = process.db
         self._last_order = 0
         self._logins: Batcher[Request, Login | Refusal] = Batcher(
-            lambda batch: db(login.logins_of, batch), "logins", lanes=LANES
+            lambda batch: db(login.logins_of, batch), "logins", pace_seconds=PACE_SECONDS, lanes=LANES
         )
         self._held: Batcher[Login, bool] = Batcher(lambda batch: db(login.still_valid, batch), "logins again")
-        self._quotas: Batcher[Any, Quota] = Batcher(lambda batch: db(_quotas, batch), "quotas", lanes=LANES)
-        self._orders: Batcher[None, int] = Batcher(self._order, "orders")
+        self._quotas: Batcher[Any, Quota] = Batcher(
+            lambda batch: db(_quotas, batch), "quotas", pace_seconds=PACE_SECONDS, lanes=LANES
+        )
+        self._orders: Batcher[None, int] = Batcher(self._order, "orders", pace_seconds=PACE_SECONDS)
         self._waiting: Batcher[tuple[Any, str], bool] = Batcher(
-            lambda batch: db(deliveries.may_wait, batch), "waiting deliveries"
+            lambda batch: db(deliveries.may_wait, batch), "waiting deliveries", pace_seconds=PACE_SECONDS
         )
 
     async def login_of(self, request: Request) -> Login | Refusal:

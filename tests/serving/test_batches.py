@@ -68,6 +68,38 @@ async def test_a_batch_that_takes_long_leaves_the_other_lane_free() -> None:
     assert slow.result() == 13
 
 
+async def test_a_pace_gathers_who_comes_in_a_crowd() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", pace_seconds=0.05)
+    began = time.monotonic()
+    assert await batcher.put(1) == 2  # alone: at once
+    assert time.monotonic() - began < 0.05
+    first = batcher.add(2)
+    await asyncio.sleep(0.01)
+    assert await batcher.put(3) == 6
+    assert first.done()
+    assert time.monotonic() - began >= 0.05
+    assert book.batches == [[1], [2, 3]]
+
+
+async def test_lanes_keep_the_pace_together() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", pace_seconds=0.05, lanes=2)
+    await batcher.put(1)
+    waiting = [batcher.add(2), batcher.add(3)]
+    await asyncio.gather(*waiting)
+    assert book.batches == [[1], [2, 3]]
+
+
+async def test_stopping_keeps_no_pace() -> None:
+    book = Book()
+    batcher: Batcher[int, int] = Batcher(book.write, "numbers", pace_seconds=0.2)
+    await batcher.put(1)
+    last = batcher.add(2)
+    await batcher.stop()
+    assert last.result() == 4
+
+
 async def test_lingering_gathers_what_comes_meanwhile() -> None:
     book = Book()
     batcher: Batcher[int, int] = Batcher(book.write, "numbers", linger_seconds=0.05)
