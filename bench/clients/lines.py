@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -33,5 +34,7 @@ async def _serve(handlers: dict[str, Handler]) -> None:
 
 def serve(handlers: dict[str, Handler]) -> None:
     """Answer requests `{"do": name, ...}` until the harness goes."""
+    gc.freeze()  # what a client process is made of is looked through no more
+    gc.set_threshold(10_000)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(handlers))

@@ -27,7 +27,7 @@ CONTROL_SECONDS = 10.0
 FAIR_SECONDS = 0.01  # of parsing without a pause for others
 CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
 
-#: Where uvicorn's words about a single connection go: errors, and one line for each that is accepted.
+#: Where uvicorn's words about a single connection go: errors, and two lines for each that is accepted.
 CONNECTIONS = logging.getLogger("uvicorn.error.websocket")
 
 #: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
@@ -91,7 +91,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
-        self.logger = CONNECTIONS
+        self.logger = self.conn.logger = CONNECTIONS
         self.conn.debug = False  # or, where DEBUG is logged, it logs every frame and header: payloads, tokens, cookies
 
     def connection_lost(self, exc: Exception | None) -> None:

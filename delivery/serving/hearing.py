@@ -49,14 +49,17 @@ class Hearing:
 
     async def open(self, listener: Listener) -> str:
         """Return a name under which `listener` hears what is sent to it. Raises what the channel layer raises."""
+        name = notify.channel_of(self._channel or await self._open(), next(self._numbers))
+        self._listeners[name] = listener
+        self._groups_of[name] = set()
+        return name
+
+    async def _open(self) -> str:
         async with self._opening:
             if self._channel is None:
                 self._channel = await get_channel_layer().new_channel()
                 self._hearing = asyncio.create_task(self._hear(self._channel), name="delivery control events")
-        name = notify.channel_of(self._channel, next(self._numbers))
-        self._listeners[name] = listener
-        self._groups_of[name] = set()
-        return name
+            return self._channel
 
     async def join(self, name: str, group: str) -> None:
         """Have `name` hear a group; returns once it does. Raises what the channel layer raises."""
