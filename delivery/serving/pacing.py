@@ -35,13 +35,14 @@ class Pacing(Part):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
+        self._process = session.process  # what is seen through outlives its session
         self._queries = asyncio.Semaphore(MOST_QUERIES)
         self._most = MOST_QUEUED + 2 * conf.current().max_live_transfers
 
     async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do what `Process.db` does, a few at a time: who asks for more queues here, and not before everybody else."""
         async with self._queries:
-            return await self._session.process.db(function, *args, **kwargs)
+            return await self._process.db(function, *args, **kwargs)
 
     async def wait(self) -> None:
         """Return once more may be read."""

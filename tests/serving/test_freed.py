@@ -66,6 +66,19 @@ async def test_a_session_is_freed_when_it_ends() -> None:
     assert left() is None
 
 
+async def test_what_is_asked_of_the_database_outlives_its_session() -> None:
+    async def db(function: Any) -> Any:
+        return function()
+
+    process.current().db = db  # type: ignore[method-assign, assignment]
+    session = Session(Socket(), Refusal.MISSING)  # type: ignore[arg-type]
+    asking = session.db(lambda: 42)
+    left = weakref.ref(session)
+    del session
+    assert left() is None
+    assert await asking == 42
+
+
 def test_a_part_says_that_its_session_is_gone() -> None:
     class Owner:
         pass
