@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import io
+import secrets
+import time
 import uuid
 
 from django.conf import settings
@@ -15,6 +17,17 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from delivery.errors import UsageError
+
+
+def new_id() -> uuid.UUID:
+    """Return a new id that is greater than those made earlier (UUID version 7, RFC 9562 section 5.7).
+
+    Rows that are made together then lie together in each index. With random ids a batch of small messages changed a
+    page of its own for each of its index entries, 20 for a message, and all of them are written at its commit.
+    """
+    return uuid.UUID(
+        int=time.time_ns() // 1_000_000 << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    )
 
 
 class PayloadState(models.TextChoices):
@@ -55,7 +68,7 @@ class WaitingFor(models.TextChoices):
 class Payload(models.Model):
     """The whole immutable byte sequence that somebody wants moved."""
 
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL, verbose_name=_("owner"), null=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -144,7 +157,8 @@ class Address(models.Model):
     """Somebody a payload is for: `user:<primary key>` or `group:<name>`."""
 
     id = models.BigAutoField(primary_key=True)
-    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="addresses")
+    # Its index is the constraint's below, which begins with it; likewise in `Segment` and others.
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="addresses", db_index=False)
     address = models.CharField(_("address"), max_length=255)
 
     class Meta:
@@ -161,7 +175,7 @@ class Segment(models.Model):
     """A run of bytes that one task stored: one file, or a part of one. `owned`: the file is ours to delete."""
 
     id = models.BigAutoField(primary_key=True)
-    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="segments")
+    payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="segments", db_index=False)
     storage = models.CharField(max_length=64)  # alias in STORAGES
     name = models.CharField(max_length=500)  # the name that Storage returned
     offset = models.PositiveBigIntegerField()  # in the payload, bytes
@@ -182,11 +196,11 @@ class Segment(models.Model):
 class Transfer(models.Model):
     """One payload over one leg: an upload by a user, or a delivery to a user."""
 
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     direction = models.CharField(_("direction"), max_length=8, choices=Direction)
     payload = models.ForeignKey(Payload, verbose_name=_("payload"), on_delete=models.CASCADE, related_name="transfers")
     user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, verbose_name=_("user"), on_delete=models.CASCADE, related_name="+"
+        settings.AUTH_USER_MODEL, verbose_name=_("user"), on_delete=models.CASCADE, related_name="+", db_index=False
     )
     key = models.UUIDField()  # the id on the wire: chosen by the client for an upload, our own for a delivery
     state = models.CharField(_("state"), max_length=16, choices=TransferState, default=TransferState.LIVE)
@@ -218,8 +232,13 @@ class Transfer(models.Model):
             ),
         )
         indexes = (
-            models.Index(fields=["state", "expires_at"], name="delivery_transfer_expiry"),
-            models.Index(fields=["user", "direction", "state"], name="delivery_transfer_pending"),
+            # Of what lives, which is little: what is over need not be found by these.
+            models.Index(fields=["expires_at"], condition=models.Q(state="live"), name="delivery_transfer_due"),
+            models.Index(
+                fields=["user", "created_at"],
+                condition=models.Q(state="live", direction="delivery"),
+                name="delivery_transfer_waiting",
+            ),
             models.Index(fields=["-created_at"], name="delivery_transfer_created"),
         )
         permissions = (("cancel_transfer", _("Can cancel transfers")),)
@@ -232,7 +251,7 @@ class ClientPosition(models.Model):
     """How far one client of a user is with a delivery: telephone and laptop each receive it."""
 
     id = models.BigAutoField(primary_key=True)
-    transfer = models.ForeignKey(Transfer, on_delete=models.CASCADE, related_name="clients")
+    transfer = models.ForeignKey(Transfer, on_delete=models.CASCADE, related_name="clients", db_index=False)
     client = models.CharField(_("client"), max_length=64)
     state = models.CharField(_("state"), max_length=16, choices=ClientState, default=ClientState.OPEN)
     position = models.PositiveBigIntegerField(_("position"), default=0)  # bytes

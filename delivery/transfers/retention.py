@@ -40,7 +40,7 @@ def sweep() -> dict[str, int]:
 
 
 def _expire_payloads() -> int:
-    due = Payload.objects.filter(state=PayloadState.COMPLETE, expires_at__lte=timezone.now())
+    due = Payload.objects.filter(state=PayloadState.COMPLETE, expires_at__lte=timezone.now()).order_by("expires_at")
     return sum(ending.expire_payload(pk, by="") for pk in list(due.values_list("pk", flat=True)[:BATCH]))
 
 
@@ -49,7 +49,7 @@ def _expire_uploads() -> int:
     now = timezone.now()
     due = Transfer.objects.filter(
         direction="upload", state=TransferState.LIVE, expires_at__lte=now, payload__state=PayloadState.STORING
-    )
+    ).order_by("expires_at")
     return sum(ending.expire_payload(pk, by="") for pk in list(due.values_list("payload_id", flat=True)[:BATCH]))
 
 
