@@ -30,7 +30,7 @@ from delivery.models import (
 )
 from delivery.transfers import completing, events, notices
 from delivery.transfers.holders import Holder
-from delivery.transfers.rows import Statement, insert, places
+from delivery.transfers.rows import Insert, Statement, places
 
 MOST_CLIENTS = 8
 
@@ -224,41 +224,12 @@ class Received:
     size: int
 
 
-def finish(batch: Sequence[Received]) -> list[None]:
-    """Note which clients have all of which deliveries, in one transaction. The first one of a user serves the user."""
-    now = timezone.now()
-    with transaction.atomic():
-        found = _payloads({one.transfer for one in batch})  # not of what is deleted by now
-        known = [one for one in batch if one.transfer in found]
-        positions = [
-            ClientPosition(
-                transfer_id=one.transfer,
-                client=one.client,
-                state=ClientState.DONE,
-                position=one.size,
-                updated_at=now,
-            )
-            for one in known
-        ]
-        insert(
-            ClientPosition,
-            positions,
-            unique=("transfer", "client"),
-            update=("state", "position", "updated_at", "channel"),
-        )
-        for one in known:
-            _serve(one, found[one.transfer], now)
-    return [None] * len(batch)
-
-
-def _payloads(transfers: Collection[UUID]) -> dict[UUID, UUID]:
-    """Return the payloads of transfers, and lock these until the transaction ends."""
-    text = f"SELECT {{id}}, {{payload}} FROM {{table}} WHERE {{id}} IN ({places(len(transfers))})"
-    found = Statement(Transfer, text, *["id"] * len(transfers)).fetch(*transfers, lock=True)
-    uuid = Payload._meta.pk.to_python
-    return {uuid(transfer): uuid(payload) for transfer, payload in found}
-
-
+_POSITIONS = Insert(
+    ClientPosition,
+    *("transfer", "client", "state", "position", "updated_at"),
+    unique=("transfer", "client"),
+    update=("state", "position", "updated_at", "channel"),
+)
 _SERVE = Statement(
     Transfer,
     "UPDATE {table} SET {state} = %s, {ended_at} = %s, {progressed_at} = %s, {position} = %s, {waiting_for} = %s"
@@ -267,13 +238,35 @@ _SERVE = Statement(
 )
 
 
-def _serve(one: Received, payload: UUID, now: datetime.datetime) -> None:
-    if not _SERVE.run(TransferState.DONE, now, now, one.size, "", one.transfer, TransferState.LIVE):
-        return  # another client of the user was first
+def finish(batch: Sequence[Received]) -> list[None]:
+    """Note which clients have all of which deliveries, in one transaction. The first one of a user serves the user."""
+    now = timezone.now()
+    live, done = TransferState.LIVE.value, TransferState.DONE.value
+    with transaction.atomic():
+        found = _locked({one.transfer for one in batch})
+        known = [one for one in batch if one.transfer in found]  # not what is deleted by now
+        served = {one.transfer: one for one in reversed(known) if found[one.transfer][1] == live}
+        state = ClientState.DONE.value
+        _POSITIONS.run([(one.transfer, one.client, state, one.size, now) for one in known])
+        _SERVE.run_each([(done, now, now, one.size, "", one.transfer, live) for one in served.values()])
+        for transfer in served:
+            _note_served(transfer, found[transfer][0])
+    return [None] * len(batch)
+
+
+def _locked(transfers: Collection[UUID]) -> dict[UUID, tuple[UUID, str]]:
+    """Return payload and state of transfers, and lock these until the transaction ends."""
+    text = f"SELECT {{id}}, {{payload}}, {{state}} FROM {{table}} WHERE {{id}} IN ({places(len(transfers))})"
+    found = Statement(Transfer, text, *["id"] * len(transfers)).fetch(*transfers, lock=True)
+    uuid = Payload._meta.pk.to_python
+    return {uuid(transfer): (uuid(payload), state) for transfer, payload, state in found}
+
+
+def _note_served(transfer: UUID, payload: UUID) -> None:
     if notices.wanted("payload_delivered"):
-        row = Transfer.objects.select_related("payload").get(pk=one.transfer)
+        row = Transfer.objects.select_related("payload").get(pk=transfer)
         notices.add("payload_delivered", row.payload, row)
-    events.note("delivered", payload=payload, transfer=one.transfer)
+    events.note("delivered", payload=payload, transfer=transfer)
 
 
 def decline(transfer: UUID, client: str) -> None:

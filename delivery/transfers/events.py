@@ -6,6 +6,7 @@ Each process writes what it noted: a web process every second, a task at its end
 from __future__ import annotations
 
 import collections
+import datetime
 import logging
 import threading
 from typing import Any
@@ -15,20 +16,23 @@ from django.db import DatabaseError, IntegrityError, transaction
 from django.utils import timezone
 
 from delivery.models import Event, Payload, Transfer
-from delivery.transfers.rows import insert
+from delivery.transfers.rows import Insert
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000  # beyond it the oldest are dropped: a timeline may have gaps, memory may not grow
 
-_waiting: collections.deque[Event] = collections.deque(maxlen=MOST_WAITING)
+Line = tuple[datetime.datetime, str, UUID | None, UUID | None, dict[str, Any]]  # as `_LINES` has them
+
+_waiting: collections.deque[Line] = collections.deque(maxlen=MOST_WAITING)
 _lock = threading.Lock()
+_LINES = Insert(Event, "at", "kind", "payload", "transfer", "detail")
 
 
 def note(kind: str, *, payload: UUID | None = None, transfer: UUID | None = None, **detail: Any) -> None:
     """Note an event, if and when the surrounding transaction commits. `detail`: ids and numbers."""
-    event = Event(at=timezone.now(), kind=kind, payload_id=payload, transfer_id=transfer, detail=detail)
-    transaction.on_commit(lambda: _waiting.append(event))
+    line = (timezone.now(), kind, payload, transfer, detail)
+    transaction.on_commit(lambda: _waiting.append(line))
 
 
 def write() -> None:
@@ -38,8 +42,10 @@ def write() -> None:
         if not batch:
             return
         try:
-            with transaction.atomic():
+            try:
                 _write(batch)
+            except IntegrityError:  # something is gone by now, and its events go with it
+                _write(_existing(batch))
         except IntegrityError as error:  # deleted in this very moment
             logger.warning("%d events are dropped: %s", len(batch), type(error).__name__)
         except DatabaseError as error:
@@ -47,13 +53,18 @@ def write() -> None:
             logger.warning("events wait: %s", type(error).__name__)
 
 
-def _write(batch: list[Event]) -> None:
-    """Write a batch, but for what is gone by now: its events go with it."""
-    payloads = _existing(Payload, {event.payload_id for event in batch})
-    transfers = _existing(Transfer, {event.transfer_id for event in batch})
-    insert(Event, [event for event in batch if event.payload_id in payloads and event.transfer_id in transfers])
+def _write(batch: list[Line]) -> None:
+    with transaction.atomic():
+        _LINES.run(batch)
 
 
-def _existing(model: type[Payload] | type[Transfer], keys: set[UUID | None]) -> set[UUID | None]:
+def _existing(batch: list[Line]) -> list[Line]:
+    """Return the events of what exists still."""
+    payloads = _keys(Payload, {payload for _, _, payload, _, _ in batch})
+    transfers = _keys(Transfer, {transfer for _, _, _, transfer, _ in batch})
+    return [line for line in batch if line[2] in payloads and line[3] in transfers]
+
+
+def _keys(model: type[Payload] | type[Transfer], keys: set[UUID | None]) -> set[UUID | None]:
     wanted = [key for key in keys if key is not None]
     return {*model._default_manager.filter(pk__in=wanted).values_list("pk", flat=True), None}

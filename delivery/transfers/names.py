@@ -18,6 +18,8 @@ _SEPARATORS = re.compile(r"[/\\]")
 def clean(name: str) -> str:
     """Return a display name without path parts, control, format and bidirectional characters, at most 255 long."""
     last = _SEPARATORS.split(name)[-1] if "/" in name or "\\" in name else name
+    if last.isascii() and last.isprintable():
+        return last.strip()[:MAX_NAME]
     kept = "".join(
         character for character in last if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
     )
@@ -26,6 +28,8 @@ def clean(name: str) -> str:
 
 def clean_type(content_type: str) -> str:
     """Return a content type without control characters."""
+    if content_type.isprintable():
+        return content_type.strip()[:MAX_NAME]
     kept = "".join(character for character in content_type if character.isprintable())
     return kept.strip()[:MAX_NAME]
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
@@ -20,15 +20,30 @@ from django.utils import timezone
 
 from delivery import conf, policy
 from delivery.errors import Refused
-from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import completing, deliveries, events, names, notices, quotas
+from delivery.transfers import completing, events, names, notices, quotas
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
-from delivery.transfers.rows import Statement, insert, places
+from delivery.transfers.rows import Insert, Statement, places
 from delivery.transfers.uploads import Finished
 
 _known_users = completing.Known()
+
+UPLOAD, DELIVERY = Direction.UPLOAD.value, Direction.DELIVERY.value
+COMPLETE, DONE, LIVE = PayloadState.COMPLETE.value, TransferState.DONE.value, TransferState.LIVE.value
+
+_PAYLOADS = Insert(
+    Payload,
+    *("id", "owner", "name", "content_type", "meta", "size", "reserved", "sha256", "expected_sha256", "state"),
+    *("inline", "keep", "created_at", "completed_at", "expires_at"),
+)
+_ADDRESSES = Insert(Address, "payload", "address")
+_TRANSFERS = Insert(
+    Transfer,
+    *("id", "direction", "payload", "user", "key", "state", "lease", "position", "session", "session_order"),
+    *("created_at", "progressed_at", "ended_at", "expires_at"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +57,20 @@ class SmallOffer:
     expected: frozenset[str]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """What becomes of one offer."""
+    """What becomes of one offer, and of its payload."""
 
-    payload: Payload
-    transfer: Transfer
+    offered: SmallOffer
+    key: UUID
+    id: UUID  # the payload's
+    transfer: UUID
+    name: str
+    content_type: str
+    sha256: str
     addresses: list[str]
+    now: datetime.datetime
+    expires: datetime.datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +101,11 @@ def take(batch: Sequence[SmallOffer]) -> Taken:
             arrivals = _insert([row for row in rows if row is not None], asked)
     except IntegrityError:  # an offer of the same transfer came by another process in this moment
         return Taken([None] * len(batch), [])
-    return Taken([None if row is None else _finished(row.payload) for row in rows], arrivals)
+    return Taken([None if row is None else _finished(row) for row in rows], arrivals)
 
 
-def _finished(payload: Payload) -> Finished:
-    return Finished(payload.pk, payload.size or 0, payload.sha256, fresh=True)
+def _finished(row: _Row) -> Finished:
+    return Finished(row.id, len(row.offered.data), row.sha256, fresh=True)
 
 
 def _rows(batch: Sequence[SmallOffer], asked: completing.Recipients) -> list[_Row | None]:
@@ -107,7 +129,7 @@ def _known(users: set[Any], keys: list[UUID]) -> set[tuple[Any, UUID]]:
         *("direction", *["user"] * len(users), *["key"] * len(keys)),
     )
     user, key = get_user_model()._meta.pk.to_python, Transfer._meta.get_field("key").to_python
-    return {(user(row[0]), key(row[1])) for row in statement.fetch(Direction.UPLOAD, *users, *keys)}
+    return {(user(row[0]), key(row[1])) for row in statement.fetch(UPLOAD, *users, *keys)}
 
 
 def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
@@ -115,37 +137,19 @@ def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
     addresses = book.addresses(one.user, one.offer.to)
     if addresses is None or one.expected - {digest} or len(one.data) > book.rules.max_payload(one.user):
         return None
-    now = timezone.now()
-    payload = Payload(
-        id=uuid4(),
-        owner=one.user,
+    now = timezone.now()  # each its own: they are offered in the order in which they came
+    return _Row(
+        offered=one,
+        key=key,
+        id=new_id(),
+        transfer=new_id(),
         name=names.clean(one.offer.name),
         content_type=names.clean_type(one.offer.content_type),
-        meta=dict(one.offer.meta),
-        size=len(one.data),
-        reserved=len(one.data),
         sha256=digest,
-        expected_sha256=digest if one.expected else "",
-        state=PayloadState.COMPLETE,
-        inline=one.data,
-        keep=not addresses,
-        completed_at=now,
-        expires_at=now + datetime.timedelta(seconds=conf.current().payload_expiry) if addresses else None,
+        addresses=addresses,
+        now=now,
+        expires=now + datetime.timedelta(seconds=conf.current().payload_expiry) if addresses else None,
     )
-    transfer = Transfer(
-        direction=Direction.UPLOAD,
-        payload=payload,
-        user=one.user,
-        key=key,
-        state=TransferState.DONE,
-        lease=1,
-        position=len(one.data),
-        session=one.holder.session,
-        session_order=one.holder.order,
-        progressed_at=now,
-        ended_at=now,
-    )
-    return _Row(payload, transfer, addresses)
 
 
 class _AddressBook:
@@ -189,19 +193,55 @@ def _within_quota(
 
 
 def _insert(rows: list[_Row], asked: completing.Recipients) -> list[Arrival]:
-    made = [
-        (row.payload, completing.delivery_of(row.payload, user)) for row in rows for user in asked.of(row.addresses)
-    ]
-    addresses = [Address(payload=row.payload, address=address) for row in rows for address in row.addresses]
-    insert(Payload, [row.payload for row in rows])
-    insert(Address, addresses)
-    insert(Transfer, [*(row.transfer for row in rows), *(delivery for _, delivery in made)])
+    made = [(row, user, new_id()) for row in rows for user in asked.of(row.addresses)]
+    _PAYLOADS.run([_payload(row) for row in rows])
+    _ADDRESSES.run([(row.id, address) for row in rows for address in row.addresses])
+    _TRANSFERS.run([*(_upload(row) for row in rows), *(_delivery(*one) for one in made)])
     for row in rows:
-        notices.add("payload_stored", row.payload)
-        events.note("complete", payload=row.payload.pk, transfer=row.transfer.pk, size=row.payload.size)
-    groups = {one.address for one in addresses if one.address.startswith(policy.GROUP)}
-    arrivals = [
-        Arrival(f"{policy.USER}{delivery.user_id}", deliveries.waiting_for(delivery, payload))
-        for payload, delivery in made
-    ]
+        if notices.wanted("payload_stored"):
+            notices.add("payload_stored", Payload.objects.get(pk=row.id))
+        events.note("complete", payload=row.id, transfer=row.transfer, size=len(row.offered.data))
+    groups = {one for row in rows for one in row.addresses if one.startswith(policy.GROUP)}
+    arrivals = [Arrival(f"{policy.USER}{user}", _waiting(row, transfer)) for row, user, transfer in made]
     return arrivals + [Arrival(address) for address in groups]  # who has subscribed without being a member
+
+
+def _payload(row: _Row) -> tuple[Any, ...]:
+    one, size = row.offered, len(row.offered.data)
+    return (
+        *(row.id, one.user.pk, row.name, row.content_type, dict(one.offer.meta), size, size),
+        *(row.sha256, row.sha256 if one.expected else "", COMPLETE),
+        *(one.data, not row.addresses, row.now, row.now, row.expires),
+    )
+
+
+def _upload(row: _Row) -> tuple[Any, ...]:
+    one = row.offered
+    return (
+        *(row.transfer, UPLOAD, row.id, one.user.pk, row.key, DONE, 1, len(one.data)),
+        *(one.holder.session, one.holder.order, row.now, row.now, row.now, None),
+    )
+
+
+def _delivery(row: _Row, user: Any, transfer: UUID) -> tuple[Any, ...]:
+    return (
+        *(transfer, DELIVERY, row.id, user, transfer, LIVE, 0, 0),
+        *("", 0, row.now, row.now, None, row.expires),
+    )
+
+
+def _waiting(row: _Row, transfer: UUID) -> Waiting:
+    one = row.offered
+    return Waiting(
+        transfer=transfer,
+        payload=row.id,
+        name=row.name,
+        size=len(one.data),
+        sha256=row.sha256,
+        content_type=row.content_type,
+        meta=one.offer.meta,
+        sender=policy.address_of(one.user),
+        expires=row.expires,
+        inline=one.data,
+        first=True,
+    )

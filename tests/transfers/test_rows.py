@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import time
 import uuid
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from delivery.errors import Refused
-from delivery.models import ClientPosition, ClientState, Direction, Payload, PayloadState, Transfer, Usage
+from delivery.models import (
+    ClientPosition,
+    ClientState,
+    Direction,
+    Event,
+    Payload,
+    PayloadState,
+    Transfer,
+    Usage,
+    new_id,
+)
 from delivery.policy import Quota
-from delivery.transfers import deliveries, quotas, rows
+from delivery.transfers import deliveries, events, quotas, rows
 from delivery.transfers.deliveries import Received
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,30 +43,84 @@ def delivery(user: User) -> Transfer:
     )
 
 
+def inserted(row: Payload) -> None:
+    names = [field.name for field in Payload._meta.concrete_fields if field.name != "created_at"]
+    fields = [Payload._meta.get_field(name) for name in names]
+    with transaction.atomic():
+        rows.Insert(Payload, *names, "created_at").run(
+            [[*(getattr(row, field.attname) for field in fields), timezone.now()]]
+        )
+
+
 def test_an_inserted_row_is_what_was_given(alice: User) -> None:
     now = timezone.now()
     row = Payload(owner=alice, name="ü", meta={"a": "b"}, inline=os.urandom(100), expires_at=now, keep=True)
-    with transaction.atomic():
-        rows.insert(Payload, [row])
+    inserted(row)
     found = Payload.objects.get(pk=row.pk)
     for field in Payload._meta.concrete_fields:
-        assert getattr(found, field.attname) == getattr(row, field.attname), field.name
+        if field.name != "created_at":
+            assert getattr(found, field.attname) == getattr(row, field.attname), field.name
     assert found.created_at
+
+
+def test_what_is_not_given_has_its_default(alice: User) -> None:
+    rows.Insert(Payload, "id", "created_at").run([(new_id(), timezone.now())])
+    found, made = Payload.objects.get(), Payload()
+    for field in Payload._meta.concrete_fields:
+        if field.name not in ("id", "created_at"):
+            assert getattr(found, field.attname) == getattr(made, field.attname), field.name
+
+
+@pytest.mark.parametrize("zone", [datetime.UTC, datetime.timezone(datetime.timedelta(hours=5, minutes=30))])
+@pytest.mark.parametrize("microseconds", [0, 7, 999_999])
+def test_a_moment_is_written_as_the_orm_writes_it(alice: User, zone: datetime.tzinfo, microseconds: int) -> None:
+    moment = datetime.datetime(2026, 11, 26, 1, 2, 3, microseconds, zone)
+    by_orm = Payload.objects.create(expires_at=moment)
+    by_us = new_id()
+    rows.Insert(Payload, "id", "created_at", "expires_at").run([(by_us, moment, moment)])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT expires_at FROM delivery_payload")
+        assert len(cursor.fetchall()) == 1
+    assert Payload.objects.get(pk=by_us).expires_at == Payload.objects.get(pk=by_orm.pk).expires_at == moment
 
 
 def test_an_insert_of_the_same_key_is_refused(alice: User) -> None:
     row = Payload.objects.create(owner=alice)
-    with pytest.raises(IntegrityError), transaction.atomic():
-        rows.insert(Payload, [row])
+    with pytest.raises(IntegrityError):
+        inserted(row)
 
 
 def test_an_insert_may_change_what_is_there(alice: User) -> None:
     row = delivery(alice)
-    before = ClientPosition.objects.create(transfer=row, client="c", channel="here", updated_at=timezone.now())
-    new = ClientPosition(transfer=row, client="c", position=3, session_order=7, updated_at=timezone.now())
-    rows.insert(ClientPosition, [new], unique=("transfer", "client"), update=("position", "channel"))
+    before = ClientPosition.objects.create(
+        transfer=row, client="c", channel="here", session_order=7, updated_at=timezone.now()
+    )
+    insert = rows.Insert(
+        ClientPosition,
+        *("transfer", "client", "position", "updated_at"),
+        unique=("transfer", "client"),
+        update=("position", "channel"),
+    )
+    insert.run([(row.pk, "c", 3, timezone.now())])
     after = ClientPosition.objects.get()
-    assert (after.pk, after.position, after.channel, after.session_order) == (before.pk, 3, "", 0)
+    assert (after.pk, after.position, after.channel, after.session_order) == (before.pk, 3, "", 7)
+
+
+def test_ids_rise() -> None:
+    first = new_id()
+    assert (first.version, first.variant) == (7, uuid.RFC_4122)
+    time.sleep(0.002)
+    assert new_id() > first
+
+
+def test_events_of_what_is_gone_go_with_it(alice: User) -> None:
+    row, gone = delivery(alice), uuid.uuid4()
+    events.note("delivered", transfer=row.pk, size=3)
+    events.note("delivered", transfer=gone)
+    events.note("begun", payload=gone, transfer=row.pk)
+    events.write()
+    found = Event.objects.get()
+    assert (found.kind, found.transfer_id, found.payload_id, found.detail) == ("delivered", row.pk, None, {"size": 3})
 
 
 def test_the_first_client_serves_the_user_and_each_is_noted(alice: User) -> None:
