@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -77,7 +76,7 @@ class Process:
         self.teller = Teller(self)
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
         self.received: Batcher[Received, None] = Batcher(
-            partial(self._write_batch, deliveries.finish), "finished deliveries", linger_seconds=FINISHED_SECONDS
+            lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.questions = Questions(self)
         self.hearing = Hearing()
@@ -90,8 +89,8 @@ class Process:
         self._workers: frozenset[str] = frozenset()
         self._workers_at = -WORKERS_SECONDS
         self._complained_at = -COMPLAIN_SECONDS
-        self._writing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(options.database_threads, thread_name_prefix="delivery-db")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="delivery-write")
         self._publishers = ThreadPoolExecutor(2, thread_name_prefix="delivery-publish")
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -124,6 +123,7 @@ class Process:
         await self.subscriber.stop()
         await clients.aclose()
         self._threads.shutdown(wait=False)
+        self._writer.shutdown(wait=False)
         self._publishers.shutdown(wait=False)
 
     async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -135,6 +135,15 @@ class Process:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: _with_connections(function, *args, **kwargs))
 
+    async def _write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what `db` does for batches that write, one after the other and always in the same thread.
+
+        SQLite would let a second one wait in naps, PostgreSQL gains little from two. And SQLite's connections each
+        have pages of their own in memory, which are worth nothing once another connection has written.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, lambda: _with_connections(function, *args, **kwargs))
+
     async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`. Cancelling the caller, whose connection is gone, leaves it running; `stop` waits for it."""
         task = asyncio.ensure_future(work)
@@ -143,15 +152,9 @@ class Process:
         return await asyncio.shield(task)
 
     async def _take_small(self, batch: Sequence[SmallOffer]) -> list[Finished | None]:
-        async with self._writing:
-            taken = await self.db(small.take, batch)
+        taken = await self._write(small.take, batch)
         self.teller.tell(taken.arrivals)
         return taken.outcomes
-
-    async def _write_batch(self, function: Callable[[Sequence[Any]], list[Any]], batch: Sequence[Any]) -> list[Any]:
-        # One at a time: SQLite would let the second wait in naps, and PostgreSQL gains little from two.
-        async with self._writing:
-            return await self.db(function, batch)
 
     async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int = 0) -> bool:
         """Publish a task unless somebody just did; return whether it was published.
@@ -202,7 +205,7 @@ class Process:
         """Write all positions that were noted."""
         noted, self._positions = self._positions, {}
         if noted:
-            await self.db(deliveries.note_positions, noted)
+            await self._write(deliveries.note_positions, noted)
 
     async def _look_after_memory(self) -> None:
         await self.check_memory()  # at once: after a restart everybody comes back in the first second
@@ -229,7 +232,7 @@ class Process:
                     session.revoke()
 
     async def _write_events(self) -> None:
-        await self.db(events.write)
+        await self._write(events.write)
 
     async def _every(self, seconds: float, action: Callable[[], Any]) -> None:
         while True:
