@@ -285,12 +285,20 @@ FROM_SERVER = _by_type(Welcome, DeliveryOffer, GoingAway)
 
 def encode(message: Message) -> str:
     """Return the JSON text of a message. Raises `UsageError` where it is longer than a control message may be."""
+    return _text(message, _members(message))
+
+
+def _members(message: Message) -> dict[str, Any]:
     members: dict[str, Any] = {"type": message.TYPE}
     for name, member in message.MEMBERS.items():
         value = getattr(message, member.field or name)
         if value is None and member.when_none == "omit":
             continue
         members[name] = value
+    return members
+
+
+def _text(message: Message, members: Mapping[str, Any]) -> str:
     text = _encode_json(members)
     if len(text) > MAX_CONTROL_BYTES:  # ASCII: as many bytes as characters
         raise UsageError(f"{message.TYPE} of {len(text)} bytes, a control message has at most {MAX_CONTROL_BYTES}")
@@ -298,9 +306,20 @@ def encode(message: Message) -> str:
 
 
 def check(message: Message, kinds: Mapping[str, type[Message]]) -> None:
-    """Raise `UsageError` where the peer would refuse a message of ours; `kinds` is what our side may say."""
+    """Raise `UsageError` where the peer would refuse a message of ours; `kinds` is what our side may say.
+
+    Does what `decode(encode(message))` would, without parsing what was just written.
+    """
+    members = _members(message)
+    text = _text(message, members)
+    kind = kinds.get(message.TYPE)
     try:
-        decode(encode(message), kinds)
+        if kind is None:
+            raise ProtocolViolation("unknown control message")
+        parsed = {name: list(value) if type(value) is tuple else value for name, value in members.items()}
+        if "\\u" in text:
+            rules.check_strings(parsed)
+        _checked(kind, parsed)
     except ProtocolViolation as violation:
         raise UsageError(violation.reason) from None
 

@@ -74,7 +74,7 @@ def parse_object(text: str, max_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolViolation("control message is not an object")
     if "\\u" in text or "\0" in text:
-        _check_strings(value)
+        check_strings(value)
     return value
 
 
@@ -126,7 +126,8 @@ _decode_json = json.JSONDecoder(
 ).decode
 
 
-def _check_strings(value: Any) -> None:
+def check_strings(value: Any) -> None:
+    """Raise `ProtocolViolation` for a string that section 1 forbids, anywhere in a parsed value."""
     if isinstance(value, str):
         if "\0" in value:
             raise ProtocolViolation("NUL in a string")
@@ -134,11 +135,11 @@ def _check_strings(value: Any) -> None:
             raise ProtocolViolation("lone surrogate")
     elif isinstance(value, dict):
         for name, member in value.items():
-            _check_strings(name)
-            _check_strings(member)
+            check_strings(name)
+            check_strings(member)
     elif isinstance(value, list):
         for item in value:
-            _check_strings(item)
+            check_strings(item)
 
 
 # -- rules for members ---------------------------------------------------------------------------------------------
