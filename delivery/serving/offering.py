@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from delivery.serving.session import Session
 
 LOOK_SECONDS = 60.0
+# What came while there was no room, kept for as long as it may be offered without another look at the rows.
+MOST_KEPT = 64
+KEPT_BYTES = 256 * 1024
+KEPT_SECONDS = 1.0
 
 
 class Offering(Part):
@@ -29,6 +34,8 @@ class Offering(Part):
         self._chunk_size = chunk_size
         self._most_live = most_live
         self._set_aside: set[UUID] = set()  # not to be offered again on this connection
+        self._kept: deque[tuple[float, Waiting]] = deque()
+        self._kept_bytes = 0
         self._due = asyncio.Event()
         self._more = True  # the last look may have left something behind, for want of room
         self._begun = True  # look for what this client began on an earlier connection
@@ -39,6 +46,7 @@ class Offering(Part):
 
     def made_room(self) -> None:
         """There is room again, for what had none."""
+        self._offer_kept()
         if self._more:
             self._due.set()
 
@@ -51,11 +59,32 @@ class Offering(Part):
         self._set_aside.discard(transfer)
 
     def push(self, waiting: Waiting) -> None:
-        """Offer what came with its wake-up, if there is room; else it is found in the rows later."""
-        if self._room() > 0 and not self._known(waiting.transfer):
-            self._offer(waiting)
-        else:
+        """Offer what came with its wake-up as soon as there is room; what cannot wait for that is found in the rows."""
+        if self._known(waiting.transfer) or not self._keep(waiting):
             self.look()
+        else:
+            self._offer_kept()
+
+    def _keep(self, waiting: Waiting) -> bool:
+        size = len(waiting.inline or b"")
+        if len(self._kept) >= MOST_KEPT or self._kept_bytes + size > KEPT_BYTES:
+            return False
+        self._kept.append((time.monotonic(), waiting))
+        self._kept_bytes += size
+        return True
+
+    def _offer_kept(self) -> None:
+        """Offer what is kept, in its order, while there is room. What is too old for that may be over by now."""
+        while self._kept and self._room() > 0:
+            since, waiting = self._kept.popleft()
+            self._kept_bytes -= len(waiting.inline or b"")
+            if time.monotonic() - since > KEPT_SECONDS:
+                self._kept.clear()
+                self._kept_bytes = 0
+                return self.look()
+            if not self._known(waiting.transfer):
+                self._offer(waiting)
+        return None
 
     def _known(self, transfer: UUID) -> bool:
         offered = (outflow.waiting.transfer for outflow in self._session.outflows.values())
@@ -98,7 +127,7 @@ class Offering(Part):
 
     def _room(self) -> int:
         connection = self._session.connection
-        if not connection.can_offer():
+        if not connection.welcomed or connection.going_away:
             return 0
         return min(MAX_UNANSWERED_OFFERS - connection.unanswered(), self._most_live - len(connection.senders))
 
