@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delivery.client.sinks import Saved, Sink, StreamSink
+from delivery.client.sinks import MemorySink, Saved, Sink, StreamSink
 from delivery.client.store import FileSink
 from delivery.client.uploads import Progress
 from delivery.errors import TransferAborted, UsageError
@@ -148,10 +148,9 @@ class Incoming:
         """Return its bytes, checked. Raises `UsageError` where they are more than `limit`: save those."""
         if self.size is not None and self.size > limit:
             raise UsageError(f"{self.size} bytes are more than the {limit} that fit into memory: use save")
-        blocks = []
-        async for block in self:
-            blocks.append(block)
-        return b"".join(blocks)
+        sink = MemorySink()
+        await self._into(sink, None)
+        return sink.data
 
     def hold(self) -> None:
         """Give the sender no more credit until `release`; what it has it may use. Also before `save`."""
@@ -208,15 +207,20 @@ class Incoming:
         """Whether somebody receives it at the moment."""
         return self._sink is not None and not self.done
 
-    def attach(self, intake: Intake) -> Coroutine[Any, Any, None]:
-        """Belong to this connection from now on; the result is to be run, and goes on receiving there."""
+    def attach(self, intake: Intake) -> Coroutine[Any, Any, None] | None:
+        """Belong to this connection from now on; the result, if any, is to be run, and goes on receiving there."""
         before, self.intake = self.intake, intake
-        return self._go_on(before, intake)
-
-    async def _go_on(self, before: Intake | None, intake: Intake) -> None:
-        """Receive on, once nothing of the last connection touches the sink any more."""
         if before is not None:
-            await before.closed_down()
+            return self._go_on(before, intake)
+        self._start(intake)
+        return None
+
+    async def _go_on(self, before: Intake, intake: Intake) -> None:
+        """Receive on, once nothing of the last connection touches the sink any more."""
+        await before.closed_down()
+        self._start(intake)
+
+    def _start(self, intake: Intake) -> None:
         if self._sink is not None and self.intake is intake and not self.done:
             intake.start(self._sink)
 

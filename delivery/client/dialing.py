@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 import sys
+from typing import cast
 from urllib.parse import urlsplit
 
 import websockets
@@ -31,7 +32,7 @@ class NotNow(Exception):
     """There was no connection, but trying again may help; the message says why."""
 
 
-async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> ClientConnection | None:
+async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> LargeMessages | None:
     """Open a WebSocket; return None where `closing` is set meanwhile.
 
     Raises `NotNow`, `ConnectionStopped` where trying again cannot help, `UsageError` for an impossible URL.
@@ -54,7 +55,7 @@ async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> Client
     return opened
 
 
-async def _handshake(url: str, token: str | None) -> ClientConnection:
+async def _handshake(url: str, token: str | None) -> LargeMessages:
     try:
         return await _connect(url, token)
     except ssl.SSLCertVerificationError as error:
@@ -70,7 +71,7 @@ async def _handshake(url: str, token: str | None) -> ClientConnection:
         raise NotNow(str(error) or type(error).__name__) from error
 
 
-async def _connect(url: str, token: str | None) -> ClientConnection:
+async def _connect(url: str, token: str | None) -> LargeMessages:
     host = urlsplit(url).hostname or ""
     connection = await connect(
         url,
@@ -87,7 +88,7 @@ async def _connect(url: str, token: str | None) -> ClientConnection:
         create_connection=LargeMessages,
     )
     _queue_little(connection)
-    return connection
+    return cast(LargeMessages, connection)
 
 
 def _queue_little(connection: ClientConnection) -> None:

@@ -94,10 +94,17 @@ class Feed:
 
     def sent(self, block: Block) -> None:
         """Take the buffer of a chunk back."""
-        self._free.append(block.buffer)
+        self._take_back(block.buffer)
+
+    def _take_back(self, buffer: bytearray) -> None:
+        if len(buffer) == self.sender.chunk_size + frames.HEADER_BYTES:
+            self._free.append(buffer)
 
     def want_digest(self) -> None:
-        """Have the digest computed for `finish`; the sender waits for it."""
+        """Have the digest computed for `finish`; the sender waits for it, unless it is known at once."""
+        self.digest = self._source.digest_at_once()
+        if self.digest is not None:
+            return
         self._wait()
         if self._task is None:
             self._task = asyncio.create_task(self._run(self._compute_digest()))
@@ -188,7 +195,7 @@ class Feed:
         for seq in range(start, end):
             if size is not None and seq * chunk_size >= size:
                 break
-            buffer = self._buffer(chunk_size)
+            buffer = self._buffer(chunk_size if size is None else min(chunk_size, size - seq * chunk_size))
             view = memoryview(buffer)
             room = view[frames.HEADER_BYTES :]
             if size is not None:
@@ -200,12 +207,13 @@ class Feed:
             blocks.append(Block(seq, view[: frames.HEADER_BYTES + length], length, buffer))
         return blocks
 
-    def _buffer(self, chunk_size: int) -> bytearray:
+    def _buffer(self, length: int) -> bytearray:
+        """Return a buffer for a header and `length` bytes: a used one, which may be larger, or a new one."""
         while self._free:
             buffer = self._free.pop()
-            if len(buffer) == chunk_size + frames.HEADER_BYTES:
+            if len(buffer) >= length + frames.HEADER_BYTES:
                 return buffer
-        return bytearray(chunk_size + frames.HEADER_BYTES)
+        return bytearray(length + frames.HEADER_BYTES)
 
     async def _compute_digest(self) -> None:
         digest = await self._source.digest(self._pool)

@@ -71,8 +71,9 @@ class Intake:
     async def closed_down(self) -> None:
         """Wait until nothing of this intake touches the sink any more."""
         self.close()
-        if self._task is not None and self._task is not asyncio.current_task():
-            await asyncio.wait([self._task])
+        task = self._task
+        if task is not None and not task.done() and task is not asyncio.current_task():
+            await asyncio.wait([task])
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

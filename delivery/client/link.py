@@ -10,15 +10,16 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from delivery.client.feed import Block, Feed
+from delivery.client.reading import LargeMessages
 from delivery.client.traffic import Traffic
 from delivery.errors import ProtocolViolation
 from delivery.protocol import events, messages
 from delivery.protocol.backoff import Closed
 from delivery.protocol.codes import GOING_AWAY_CODES
-from delivery.protocol.messages import Hello, Message
+from delivery.protocol.messages import Hello
 from delivery.protocol.sender import Sender
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 0.25
 CLOSE_SECONDS = 2.0
+PARCEL_BYTES = 65_536  # of chunks that go out together; larger ones go alone
 
 
 class Link(Traffic):
     """One connection of `host` over `socket`, whose handshake is done. `chunk_size`, `window`: bytes."""
 
-    def __init__(self, host: Host, socket: ClientConnection, *, chunk_size: int, window: int) -> None:
+    def __init__(self, host: Host, socket: LargeMessages, *, chunk_size: int, window: int) -> None:
         super().__init__(host, chunk_size=chunk_size, window=window)
         self.reason = ""
         self._socket = socket
@@ -128,37 +130,61 @@ class Link(Traffic):
                 self._wake.clear()
                 if self.core.welcomed:
                     self._offer_due()
-                await self._flush()
-            if (sender := self.core.next_turn()) is not None:
-                await self._take_turn(sender)
+                self.core.queue_acks(time.monotonic())
+            parcel, blocks = self._parcel()
+            if parcel:
+                await self._socket.send_all(parcel)
+                self.core.sent(time.monotonic())
+                for feed, block in blocks:
+                    feed.sent(block)
             elif not self._wake.is_set():
                 await self._wake.wait()
 
     async def _flush(self) -> None:
+        """Send all control messages that wait."""
         self.core.queue_acks(time.monotonic())
-        outbox = self.core.outbox
-        while outbox:
-            message: Message = outbox.popleft()
-            await self._socket.send(messages.encode(message))
+        while self.core.outbox:
+            await self._socket.send_all(self._texts())
             self.core.sent(time.monotonic())
 
-    async def _take_turn(self, sender: Sender) -> None:
-        feed = self._feeds.get(sender.handle)
+    def _texts(self) -> list[str]:
+        outbox = self.core.outbox
+        return [messages.encode(outbox.popleft()) for _ in range(len(outbox))]
+
+    def _parcel(self) -> tuple[list[str | memoryview], list[tuple[Feed, Block]]]:
+        """Return what goes out together: control messages, and chunks in their turns until they are enough.
+
+        A small payload goes whole, with its offer and `finish`. The blocks are to be given back once they are sent.
+        """
+        parcel: list[str | memoryview] = [*self._texts()]
+        blocks: list[tuple[Feed, Block]] = []
+        size = 0
+        while size < PARCEL_BYTES and (sender := self.core.next_turn()) is not None:
+            feed = self._feeds.get(sender.handle)
+            block = self._turn(sender, feed)
+            if feed is not None and block is not None:
+                parcel.append(block.message)
+                blocks.append((feed, block))
+                size += block.length
+            parcel += self._texts()
+        return parcel, blocks
+
+    def _turn(self, sender: Sender, feed: Feed | None) -> Block | None:
+        """Take a sender's turn; return the chunk that it sends."""
         if feed is None:
             self.core.abort(sender, "paused", final=False)
-            return
+            return None
         block = feed.next_block()
         if block is not None:
             # Noted before it is sent: an ack may come while we still wait for the socket to drain.
             sender.chunk_sent(block.seq, time.monotonic())
             self._host.note_sent(feed.upload, block.seq * sender.chunk_size, block.length)
-            await self._socket.send(block.message)
-            feed.sent(block)
         elif sender.finish_due():
             if feed.digest is None:
                 feed.want_digest()
-            else:
+            if feed.digest is not None:
                 self.core.finish(sender, feed.digest)
+        return block
 
     # -- time ------------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,48 @@ class Sink(Protocol):
         """Drop everything: the transfer ended for good."""
 
 
+class MemorySink:
+    """Keeps all blocks; `data` is what came, in one piece."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._blocks: list[memoryview] = []
+        self._hash = hashlib.sha256()
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self._blocks)
+
+    async def open(self) -> Saved | None:
+        return None
+
+    async def write(self, blocks: Sequence[memoryview]) -> None:
+        for block in blocks:
+            self._hash.update(block)
+            self.position += len(block)
+        self._blocks.extend(blocks)
+
+    async def ready(self) -> None:
+        pass
+
+    async def finish(self, expected: set[str]) -> Saved:
+        return _checked(self.position, self._hash.hexdigest(), expected)
+
+    async def detach(self) -> None:
+        pass
+
+    async def discard(self) -> None:
+        self._blocks.clear()
+
+
+def _checked(size: int, sha256: str, expected: set[str]) -> Saved:
+    if expected - {sha256}:
+        raise IntegrityError(f"what was received has the SHA-256 {sha256}, another was announced")
+    return Saved(size, sha256)
+
+
 class StreamSink:
     """Hands blocks to one reader, at most one run ahead of it."""
 
@@ -90,10 +132,7 @@ class StreamSink:
         await self._taken.wait()
 
     async def finish(self, expected: set[str]) -> Saved:
-        sha256 = self._hash.hexdigest()
-        if expected - {sha256}:
-            raise IntegrityError(f"what was received has the SHA-256 {sha256}, another was announced")
-        return Saved(self._position, sha256)
+        return _checked(self._position, self._hash.hexdigest(), expected)
 
     async def detach(self) -> None:
         pass

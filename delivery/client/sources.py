@@ -62,6 +62,10 @@ class Source:
         """Return the SHA-256 of the whole payload, hex; called when the end is known."""
         raise NotImplementedError
 
+    def digest_at_once(self) -> str | None:
+        """Return what `digest` would, None where that takes a while."""
+        return None
+
     def resumed_at(self, offset: int, pool: Executor) -> None:
         """Note that reading starts at `offset`: what lies below is hashed on the side, where it was not yet."""
 
@@ -82,9 +86,10 @@ class MemorySource(Source):
         view[: len(piece)] = piece
         return len(piece)
 
+    def digest_at_once(self) -> str | None:
+        return hashlib.sha256(self._view).hexdigest() if len(self._view) <= INSTANT_BYTES else None
+
     async def digest(self, pool: Executor) -> str:
-        if len(self._view) <= INSTANT_BYTES:
-            return hashlib.sha256(self._view).hexdigest()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(pool, lambda: hashlib.sha256(self._view).hexdigest())
 

@@ -131,7 +131,8 @@ class Traffic:
             incoming = self._host.incoming_for(offer)
             intake = Intake(incoming, receiver, self.core, window=self._window, wake=self.wake)
             self._intakes[receiver.handle] = intake
-            self._beside(incoming.attach(intake))
+            if (going_on := incoming.attach(intake)) is not None:
+                self._beside(going_on)
 
     def _on_chunk(self, event: events.ChunkKept) -> None:
         receiver, chunk = event.receiver, event.chunk

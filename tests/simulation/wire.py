@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,6 +125,10 @@ class ClientEnd:
         await self._wire.up.send(bytes(message) if isinstance(message, memoryview) else message)
         if self._lost is not None:
             raise self._lost
+
+    async def send_all(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            await self.send(message)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         self._wire.cut()
