@@ -175,3 +175,32 @@ async def test_a_connection_that_is_gone_is_freed_at_once() -> None:
             assert not left()
         finally:
             gc.enable()
+
+
+TEXTS = ["", "x", "é" * 62, "é" * 63, "x" * 65_535, "x" * 65_536, "\U0001f600" * 50_000]
+
+
+async def texts(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An ASGI app that sends texts of several sizes, between other messages, and closes."""
+    await receive()
+    with pytest.raises(RuntimeError):
+        await send({"type": "websocket.send", "text": "early"})
+    await send({"type": "websocket.accept"})
+    for text in TEXTS:
+        await send({"type": "websocket.send", "text": text})
+        await send({"type": "websocket.send", "bytes": text.encode(), "text": None})
+    await send({"type": "websocket.close", "code": 4000})
+    with pytest.raises(RuntimeError):
+        await send({"type": "websocket.send", "text": "late"})
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+async def test_a_text_comes_whole_and_in_its_place(compression: str | None) -> None:
+    async with serving(texts) as port, websockets.connect(f"ws://127.0.0.1:{port}/", compression=compression) as client:
+        came = [await client.recv() for _ in range(2 * len(TEXTS))]
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await client.recv()
+    assert came[::2] == TEXTS
+    assert came[1::2] == [text.encode() for text in TEXTS]
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4000
