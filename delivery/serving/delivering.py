@@ -31,7 +31,7 @@ def begin(session: Session, outflow: Outflow) -> None:
     session.outflows[outflow.sender.handle] = outflow
     if outflow.waiting.inline is None:  # else there is nothing to fetch
         outflow.task = session.spawn(_flow(session, outflow), "delivery")
-    session.timer.start()
+    session.timer.transfers_live()
     session.wake()
 
 

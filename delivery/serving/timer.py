@@ -45,6 +45,11 @@ class Timer(Part):
         due = connection.wake_at() - time.monotonic()
         self._handle = self._loop.call_later(max(SHORTEST_SECONDS, min(longest, due)), self._look)
 
+    def transfers_live(self) -> None:
+        """Look often from now on: a transfer has begun."""
+        if self._handle is None or self._handle.when() > self._loop.time() + BUSY_SECONDS:
+            self.start()
+
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
