@@ -48,6 +48,11 @@ def workers() -> str:
     return _key("workers")
 
 
+def webs() -> str:
+    """Sorted set of live web processes by Redis time."""
+    return _key("webs")
+
+
 def left(worker: str) -> str:
     """Is there: that worker drains."""
     return _key("left", worker)

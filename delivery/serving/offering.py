@@ -104,6 +104,7 @@ class Offering(Part):
     async def _offer_all(self) -> None:
         session = self._session
         self._more = True
+        await session.process.neighbours.announced.wait()
         await session.process.received.settle()  # what another connection just finished is not offered here
         if self._begun and not await session.process.questions.may_wait(session.user.pk, session.client):
             self._more = self._begun = False

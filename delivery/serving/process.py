@@ -28,6 +28,7 @@ from delivery.serving.credit import CreditLedger
 from delivery.serving.hearing import Hearing
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
+from delivery.serving.neighbours import Neighbours
 from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
@@ -74,6 +75,7 @@ class Process:
         self.lookout = Lookout(self)
         self.offers = OfferRates()
         self.teller = Teller(self)
+        self.neighbours = Neighbours(self.id, self.subscriber, self.teller.tell_late)
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
         self.received: Batcher[Received, None] = Batcher(
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
@@ -99,6 +101,7 @@ class Process:
         self.subscriber.start()
         self._tasks = [
             asyncio.create_task(self.readers.run(), name="delivery drop"),
+            asyncio.create_task(self.neighbours.run(), name="delivery neighbours"),
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
             asyncio.create_task(self._look_after_memory(), name="delivery memory"),
@@ -118,6 +121,7 @@ class Process:
         await self.questions.stop()
         await self.teller.stop()
         await self.hearing.stop()
+        await self.neighbours.leave()
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()

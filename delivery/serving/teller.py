@@ -1,14 +1,15 @@
 """Telling recipients of what small uploads brought: at once who is connected here, others through the channel layer.
 
 A recipient in this process waits neither for Redis nor for a turn of its subscriber. Other processes get one event for
-all that came for an address since the last one, which names this process: here it was handed over already.
+all that came for an address since the last one, which names this process: here it was handed over already. While there
+are no other processes (`neighbours`), there are no events either.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from delivery import notify
@@ -41,7 +42,17 @@ class Teller:
         for arrival in arrivals:
             for session in self._process.lookout.at(arrival.address):
                 _hand(session, arrival)
-            self._add(arrival)
+            if not self._process.neighbours.alone(arrival.address):
+                self._add(arrival)
+        self._go()
+
+    def tell_late(self, addresses: Iterable[str]) -> None:
+        """Have others told that something arrived for `addresses`."""
+        for address in addresses:
+            self._add(Arrival(address))
+        self._go()
+
+    def _go(self) -> None:
         if self._due and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._run(), name="delivery arrivals")
 

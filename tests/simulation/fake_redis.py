@@ -86,6 +86,9 @@ class Store:
     def _info(self, section: str) -> dict[str, int]:
         return {"used_memory": 1, "maxmemory": 0}
 
+    def _publish(self, channel: str, message: str) -> int:
+        return 0  # there is one web process at a time
+
     def _zadd(self, key: str, members: dict[str, float]) -> int:
         found = self._live(key) or {}
         self.values[key] = ({**found, **members}, self.values.get(key, (None, None))[1])
@@ -93,6 +96,13 @@ class Store:
 
     def _zrem(self, key: str, member: str) -> int:
         return int((self._live(key) or {}).pop(member, None) is not None)
+
+    def _zremrangebyscore(self, key: str, low: float, high: float) -> int:
+        members = self._live(key) or {}
+        old = [member for member, score in members.items() if low <= score <= high]
+        for member in old:
+            del members[member]
+        return len(old)
 
     def _zrangebyscore(self, key: str, low: float, high: Any) -> list[bytes]:
         return [member.encode() for member, score in (self._live(key) or {}).items() if score >= low]
