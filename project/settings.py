@@ -89,8 +89,10 @@ def _database() -> dict[str, Any]:
         database["OPTIONS"] = {
             "timeout": 20,
             "transaction_mode": "IMMEDIATE",
-            # Rows of random keys touch many pages: with 8 MiB for each connection they are not read again each time.
-            "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;PRAGMA cache_size=-8192",
+            # Rows touch many pages: with 8 MiB for each connection they are not read again each time. And the same pages
+            # again and again: moved from the log into the file at 16 MiB instead of 4, each costs a quarter of that.
+            "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;PRAGMA cache_size=-8192;"
+            "PRAGMA wal_autocheckpoint=4000",
         }
         database["CONN_MAX_AGE"] = 0
         # A file also for tests, since their threads share it; named by process, so that two runs don't meet in it.
