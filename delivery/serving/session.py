@@ -92,6 +92,7 @@ class Session:
         task = asyncio.create_task(self._guard(work), name=f"delivery {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # never begun, where it was cancelled before its first step
         return task
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
