@@ -58,7 +58,7 @@ class Neighbours:
             if not self.announced.is_set():
                 await webs.atell(self._web)
         except BufferUnavailable as error:
-            logger.warning("%s", error)
+            logger.info("%s", error)  # `check_memory` complains
             self._accompanied()
             return
         if found - {self._web} or heard != self._heard:
