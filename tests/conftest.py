@@ -13,8 +13,15 @@ from django.test import override_settings
 
 from delivery.buffer import clients
 from delivery.launch.valkey import Valkey
+from tests import databases
 from tests.launch.live import wait_until
 from tests.stack import Site, Stack, WebProcess, site_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _databases_of_stacks() -> Iterator[None]:
+    yield
+    databases.drop_all()
 
 
 @pytest.fixture(scope="session")

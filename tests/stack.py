@@ -27,6 +27,7 @@ from django.db import connections
 from django.test import override_settings
 
 from project.redis_urls import broker_url
+from tests import databases
 from tests.launch.live import ROOT, LiveStack, clean_environment, free_port, wait_until
 
 P = ParamSpec("P")
@@ -260,7 +261,7 @@ def _database_of(stack: Stack) -> Iterator[None]:
     options = connections.settings["default"]
     before = options["NAME"]
     connections.close_all()
-    options["NAME"] = stack.var / "db.sqlite3"
+    options["NAME"] = databases.name_of(stack.var)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from delivery.launch import valkey
 from delivery.launch.state import StateDirectory
+from tests import databases
 from tests.launch.live import ROOT, clean_environment, free_port, wait_until
 
 WEB_GRACE_SECONDS = 15.0  # DRAIN_GRACE and what uvicorn waits after it
@@ -72,6 +73,7 @@ class Rig:
 
     def __init__(self, var: Path, template: Path, **variables: str) -> None:
         shutil.copytree(template, var)
+        databases.variables(var, template=template)
         self.var = var
         self.port = free_port()
         self._server = valkey.prepare(StateDirectory.at(var))

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tests import databases
+
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 #: What a developer may have set and what must not leak into the stacks of these tests.
@@ -51,7 +53,11 @@ def alive(pid: int) -> bool:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in OURS} | variables
+    """Return the environment of a process on the stack whose DELIVERY_VAR is given, if one is."""
+    kept = {name: value for name, value in os.environ.items() if name not in OURS}
+    if var := variables.get("DELIVERY_VAR"):
+        kept |= databases.variables(Path(var))
+    return kept | variables
 
 
 def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -77,7 +83,7 @@ class LiveStack:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "manage.py"), "up", f"--var={var}", f"--port={self.port}", *options],
                 cwd=ROOT,
-                env=clean_environment(**variables),
+                env=clean_environment() | databases.variables(var) | variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
