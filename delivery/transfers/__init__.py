@@ -10,6 +10,7 @@ ending       cancel, fail, expire
 retention    the sweep
 notices      the site's signals
 events       the timeline
+locks        which rows are locked, and in what order
 """
 
 from delivery.transfers.ending import cancel_payload, cancel_transfer, expire_payload

@@ -19,7 +19,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, UsageError
 from delivery.models import Attachment, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import ending, events
+from delivery.transfers import ending, events, locks
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,13 @@ class Target:
 
     def rows(self) -> models.QuerySet[Attachment]:
         """Return what is still to be attached there."""
-        return Attachment.objects.filter(
-            model=self.model._meta.label, object_pk=self.pk, field=self.column.name
-        ).select_for_update()
+        return locks.lock(
+            Attachment.objects.filter(model=self.model._meta.label, object_pk=self.pk, field=self.column.name)
+        )
+
+    def instance(self) -> models.QuerySet[Any]:
+        """Return the object. Who has locked it is the only one to change what is attached to it."""
+        return self.model._base_manager.filter(pk=self.pk)
 
 
 def attach(payload: Payload, instance: models.Model, field: str) -> None:
@@ -55,7 +59,8 @@ def attach(payload: Payload, instance: models.Model, field: str) -> None:
     if instance._state.adding:
         raise UsageError("save the instance before a payload is attached to it")
     with transaction.atomic():
-        locked = Payload.objects.select_for_update().get(pk=payload.pk)
+        locked = locks.lock(Payload.objects.filter(pk=payload.pk)).get()
+        locks.hold(target.instance())
         if locked.state != PayloadState.COMPLETE:
             raise UsageError(f"payload {locked.pk} is {locked.state}, expected complete")
         Payload.objects.filter(pk=payload.pk).update(keep=True, expires_at=None)
@@ -238,6 +243,7 @@ def _give_up(row: Attachment) -> None:
     payload = row.payload
     lifetime = payload.lifetime or datetime.timedelta(seconds=conf.current().payload_expiry)
     with transaction.atomic():
+        locks.hold(Payload.objects.filter(pk=payload.pk))
         row.delete()
         mine = Payload.objects.filter(pk=payload.pk, state=PayloadState.COMPLETE, in_place=False)
         others = Attachment.objects.filter(payload=payload).exists()
@@ -248,8 +254,8 @@ def _give_up(row: Attachment) -> None:
 def _point(row: Attachment, target: Target, stored: str, modified: datetime.datetime | None) -> bool:
     """Point the field and the payload's rows at the composed file; return False where nobody wants it any more."""
     with transaction.atomic():
-        payload = Payload.objects.select_for_update().get(pk=row.payload_id)
-        instance = target.model._base_manager.select_for_update().filter(pk=target.pk).first()
+        payload = locks.lock(Payload.objects.filter(pk=row.payload_id)).get()
+        instance = locks.lock(target.instance()).first()
         wanted = target.rows().filter(pk=row.pk).exists()  # else another task was faster, or a later call gave it up
         if not wanted or instance is None or payload.state != PayloadState.COMPLETE:
             return False

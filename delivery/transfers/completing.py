@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import ending, events, notices, quotas
+from delivery.transfers import ending, events, locks, notices, quotas
 
 KNOWN_SECONDS = 1.0  # as long as a login is believed
 MOST_KNOWN = 10_000
@@ -25,9 +25,8 @@ def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> boo
     `sealer`: complete only if that task still holds the claim. Returns whether the payload is complete now.
     """
     with transaction.atomic():
-        rows = Payload.objects.select_for_update().filter(
-            pk=payload_id, state__in=(PayloadState.STORING, PayloadState.SEALING)
-        )
+        unfinished = (PayloadState.STORING, PayloadState.SEALING)
+        rows = locks.lock(Payload.objects.filter(pk=payload_id, state__in=unfinished))
         payload = (rows if sealer is None else rows.filter(sealer=sealer)).first()
         if payload is None:
             return False

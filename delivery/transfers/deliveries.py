@@ -28,7 +28,7 @@ from delivery.models import (
     Transfer,
     TransferState,
 )
-from delivery.transfers import completing, events, notices
+from delivery.transfers import completing, events, locks, notices
 from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Insert, Statement, places
 
@@ -163,7 +163,7 @@ def take(transfer: UUID, holder: Holder, position: int) -> str:
     """
     now = timezone.now()
     with transaction.atomic():
-        row = Transfer.objects.select_for_update(of=("self",)).select_related("payload").filter(pk=transfer).first()
+        row = locks.lock(Transfer.objects.select_related("payload").filter(pk=transfer), "self").first()
         if row is None or row.payload.state != PayloadState.COMPLETE or row.state not in _OPEN_STATES:
             raise Refused("expired" if row is None or row.state == TransferState.EXPIRED else "cancelled")
         if row.payload.expires_at is not None and row.payload.expires_at <= now:
@@ -199,6 +199,7 @@ def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
     """Write how far clients are. `positions`: (transfer, client) to bytes. One transaction for all."""
     now = timezone.now()
     with transaction.atomic():
+        locks.hold(Transfer.objects.filter(pk__in={transfer for transfer, _ in positions}))
         for (transfer, client), position in positions.items():
             ClientPosition.objects.filter(transfer=transfer, client=client).update(position=position, updated_at=now)
             Transfer.objects.filter(pk=transfer, state=TransferState.LIVE, position__lt=position).update(
@@ -255,8 +256,9 @@ def finish(batch: Sequence[Received]) -> list[None]:
 
 
 def _locked(transfers: Collection[UUID]) -> dict[UUID, tuple[UUID, str]]:
-    """Return payload and state of transfers, and lock these until the transaction ends."""
-    text = f"SELECT {{id}}, {{payload}}, {{state}} FROM {{table}} WHERE {{id}} IN ({places(len(transfers))})"
+    """Return payload and state of transfers, and lock the transfers until the transaction ends."""
+    where = f"WHERE {{id}} IN ({places(len(transfers))}) ORDER BY {{id}}"
+    text = f"SELECT {{id}}, {{payload}}, {{state}} FROM {{table}} {where}"
     found = Statement(Transfer, text, *["id"] * len(transfers)).fetch(*transfers, lock=True)
     uuid = Payload._meta.pk.to_python
     return {uuid(transfer): (uuid(payload), state) for transfer, payload, state in found}

@@ -12,7 +12,7 @@ from django.utils import timezone
 from delivery import notify
 from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.storage import files, payloads
-from delivery.transfers import events, notices, quotas
+from delivery.transfers import events, locks, notices, quotas
 
 OVER = (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
 
@@ -52,17 +52,18 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
 
 def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str) -> bool:
     with transaction.atomic():
-        payload = Payload.objects.select_for_update().filter(pk=payload_id).exclude(state__in=OVER).first()
+        payload = locks.lock(Payload.objects.filter(pk=payload_id)).exclude(state__in=OVER).first()
         if payload is None:
             return False
         complete = payload.state == PayloadState.COMPLETE
-        quotas.ended(payload, live=not complete and payload.inline is None)
+        live = not complete and payload.inline is None
         payload.state, payload.failure, payload.inline = state, code, None
         payload.sealing_at, payload.sealer = None, ""
         payload.save(update_fields=["state", "failure", "inline", "sealing_at", "sealer"])
         segments = list(payload.segments.all())
         payload.segments.all().delete()
         _end_transfers(payload.transfers.filter(state=TransferState.LIVE), TransferState(state.value), code)
+        quotas.ended(payload, live=live)
         if complete and state == PayloadState.EXPIRED:
             notices.add("payload_expired", payload)
         transaction.on_commit(lambda: _free(payload, segments, code))
@@ -72,7 +73,8 @@ def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str) -
 
 def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) -> int:
     """End live transfers inside the caller's transaction; their connections hear of it once it has committed."""
-    ended = list(rows.select_related("payload"))
+    # Locked: a `done` that comes in this moment was first, or comes too late.
+    ended = list(locks.lock(rows.select_related("payload"), "self").order_by("pk"))
     held = [(row.id, row.channel) for row in ended if row.channel]
     for row in ended:
         held += [(row.id, channel) for channel in row.clients.exclude(channel="").values_list("channel", flat=True)]

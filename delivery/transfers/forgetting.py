@@ -8,10 +8,11 @@ from uuid import UUID
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.signals import pre_delete
 
 from delivery.models import Direction, Payload, Transfer, TransferState, Usage
-from delivery.transfers import ending
+from delivery.transfers import ending, locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ def forget(user: Any, *, everything: bool) -> Forgotten:
     What is kept for the site itself, or attached to a model, stays, without an owner once the user is gone.
     """
     with transaction.atomic():
-        ended = sum(ending.cancel_payload(pk, by=f"user:{user}") for pk in _undelivered(user) + _only_for(user))
+        cancelled = {*_undelivered(user), *_only_for(user)}
+        theirs = _sent_by(user).values_list("pk", flat=True) if everything else ()
+        held = locks.hold_payloads({*cancelled, *theirs})
+        ended = sum(ending.cancel_payload(pk, by=f"user:{user}") for pk in held if pk in cancelled)
         deleted = _delete_rows(user) if everything else 0
     return Forgotten(ended, deleted)
 
@@ -58,8 +62,13 @@ def _only_for(user: Any) -> list[UUID]:
     return list(mine.exclude(payload__in=others.values("payload")).values_list("payload_id", flat=True))
 
 
+def _sent_by(user: Any) -> QuerySet[Payload]:
+    """Return what a user has sent to others."""
+    return Payload.objects.filter(owner=user, keep=False)
+
+
 def _delete_rows(user: Any) -> int:
-    theirs = Payload.objects.filter(owner=user, keep=False)
+    theirs = _sent_by(user)
     for pk in list(theirs.values_list("pk", flat=True)):
         ending.expire_payload(pk, by=f"user:{user}")
     count = theirs.count()

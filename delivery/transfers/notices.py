@@ -18,6 +18,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable
 from delivery.models import Notice, Payload, Transfer
 from delivery.signals import BY_NAME
+from delivery.transfers import locks
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _handle(pk: int, name: str, handler: Any) -> bool:
     """Run one handler, its effects and its mark in one transaction; return whether it is through."""
     try:
         with transaction.atomic():
-            notice = Notice.objects.select_for_update().filter(pk=pk).first()
+            notice = locks.lock(Notice.objects.filter(pk=pk)).first()
             if notice is None or name in notice.handled:
                 return True
             handler(
@@ -97,7 +98,7 @@ def _handle(pk: int, name: str, handler: Any) -> bool:
 
 def _postpone(pk: int, error: Exception) -> None:
     with transaction.atomic():
-        notice = Notice.objects.select_for_update().filter(pk=pk).first()
+        notice = locks.lock(Notice.objects.filter(pk=pk)).first()
         if notice is None:
             return
         wait = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(notice.attempts, 20))

@@ -16,6 +16,7 @@ from delivery import conf
 from delivery.errors import Refused
 from delivery.models import Payload, PayloadState, Usage
 from delivery.policy import Quota
+from delivery.transfers import locks
 from delivery.transfers.rows import Statement
 
 COUNT_AGAIN = datetime.timedelta(hours=1)
@@ -96,7 +97,7 @@ def count_again(limit: int = 100) -> int:
 def _count(user: Any) -> None:
     with transaction.atomic():
         # Locked against offers: they change this row in the transaction that makes the payload.
-        usage = Usage.objects.select_for_update().filter(pk=user).first()
+        usage = locks.lock(Usage.objects.filter(pk=user)).first()
         if usage is None:
             return
         found = Payload.objects.filter(owner=user, state__in=CHARGED).aggregate(

@@ -17,6 +17,8 @@ from uuid import UUID
 from django.db import connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from delivery.transfers import locks
+
 # Their columns take every value as a plain parameter, and both know ON CONFLICT.
 PLAIN_VENDORS = frozenset({"sqlite", "postgresql"})
 PLAIN_FIELDS = frozenset(
@@ -110,9 +112,9 @@ class Statement:
     def fetch(self, *values: Any, lock: bool = False) -> list[tuple[Any, ...]]:
         """Return the rows that it selects, as the database has them. `lock`: until the transaction ends."""
         connection = _connection(self._model)
-        locks = " FOR UPDATE" if lock and connection.features.has_select_for_update else ""
+        clause = locks.clause(self._model) if lock else ""
         with connection.cursor() as cursor:
-            cursor.execute(self._sql(connection) + locks, self._converted(connection, values))
+            cursor.execute(self._sql(connection) + clause, self._converted(connection, values))
             return list(cursor.fetchall())
 
     def _sql(self, connection: BaseDatabaseWrapper) -> str:

@@ -184,7 +184,7 @@ def _within_quota(
             wanted[one.user.pk] += len(one.data)
             users[one.user.pk] = one.user
     over = set()
-    for pk, size in wanted.items():
+    for pk, size in sorted(wanted.items()):  # the order of `locks`
         try:
             quotas.reserve(users[pk], rules.quota(users[pk]), size, live=False)
         except Refused:
@@ -196,7 +196,8 @@ def _insert(rows: list[_Row], asked: completing.Recipients) -> list[Arrival]:
     made = [(row, user, new_id()) for row in rows for user in asked.of(row.addresses)]
     _PAYLOADS.run([_payload(row) for row in rows])
     _ADDRESSES.run([(row.id, address) for row in rows for address in row.addresses])
-    _TRANSFERS.run([*(_upload(row) for row in rows), *(_delivery(*one) for one in made)])
+    uploads = sorted(rows, key=lambda row: row.key)  # a client may repeat them elsewhere, in another order
+    _TRANSFERS.run([*(_upload(row) for row in uploads), *(_delivery(*one) for one in made)])
     for row in rows:
         if notices.wanted("payload_stored"):
             notices.add("payload_stored", Payload.objects.get(pk=row.id))

@@ -167,7 +167,7 @@ def _complete(row: Transfer, order: StoreOrder, digest: str) -> bool:
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
     """
-    payload = Payload.objects.select_for_update().get(pk=order.payload)
+    payload = Payload.objects.get(pk=order.payload)  # locked with its transfer; charging has changed it
     uploads.learn(payload, order.length, order.sha256 or None)
     if payload.state != PayloadState.STORING or row.position != payload.size:
         return False

@@ -19,7 +19,7 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import events, names, quotas
+from delivery.transfers import events, locks, names, quotas
 from delivery.transfers.holders import Holder
 
 BUSY_SECONDS = 2.0
@@ -101,8 +101,7 @@ def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool)
 
 
 def _locked(user: Any, key: UUID) -> Transfer | None:
-    rows = Transfer.objects.select_for_update(of=("self",)).select_related("payload")
-    return rows.filter(user=user, direction=Direction.UPLOAD, key=key).first()
+    return locks.with_payloads(Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)).first()
 
 
 def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers: bool) -> Opened:
@@ -233,12 +232,12 @@ def _opened(row: Transfer, payload: Payload, displaced: str, *, hold: bool) -> O
 
 
 def locked_under(transfer: UUID, lease: int) -> Transfer:
-    """Return the transfer's row, locked, if `lease` is its current one. Call it inside a transaction.
+    """Return the transfer's row, locked with its payload's, if `lease` is its current one. Call it inside a transaction.
 
     Raises `StaleLease` where a newer writer holds it, or where it has ended.
     """
-    rows = Transfer.objects.select_for_update(of=("self",)).select_related("payload")
-    row = rows.filter(pk=transfer, lease=lease, state=TransferState.LIVE).first()
+    rows = Transfer.objects.filter(pk=transfer, lease=lease, state=TransferState.LIVE)
+    row = locks.with_payloads(rows).first()
     if row is None:
         raise StaleLease(f"lease {lease} of {transfer} is not the current one")
     return row
