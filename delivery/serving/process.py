@@ -251,11 +251,14 @@ class Process:
 
 def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function and keep its thread's connections for the next, unless one broke."""
+    for connection in connections.all(initialized_only=True):
+        # As at a request's start: with CONN_HEALTH_CHECKS, one that broke while nobody used it is replaced unnoticed.
+        connection.health_check_done = False  # type: ignore[attr-defined] # which the stubs leave out
     try:
         return function(*args, **kwargs)
     finally:
         for connection in connections.all(initialized_only=True):
-            if connection.errors_occurred or not connection.get_autocommit():
+            if connection.connection is not None and (connection.errors_occurred or not connection.get_autocommit()):
                 connection.close()
 
 
