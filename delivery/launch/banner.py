@@ -54,13 +54,15 @@ def ready_text(*, port: int, var: Path, users: list[str], superuser: str | None,
     if users or superuser:
         names = ", ".join([*users, *([f"{superuser} (superuser)"] if superuser else [])])
         accounts = f"\n  users      {names}\n  passwords  {passwords}"
+    # Not printed itself: it may hold a password.
+    database = " with the same DATABASE_URL" if os.environ.get("DATABASE_URL") else ""
     return f"""
   delivery is up: http://127.0.0.1:{port}/
   admin      http://127.0.0.1:{port}/admin/{accounts}
 
-  receive, in a second terminal:
+  receive, in a second terminal{database}:
     {lines.receive}
-  send, in a third:
+  send, in a third{database}:
     {lines.send}
 
   Ctrl-C stops everything.

@@ -36,3 +36,15 @@ def test_site_without_demo_accounts_names_no_passwords(tmp_path: Path) -> None:
     text = ready_text(port=8000, var=tmp_path, users=[], superuser=None, passwords=None)
     assert "http://127.0.0.1:8000/" in text
     assert "passwords" not in text
+
+
+def test_database_of_the_environment_is_mentioned_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"port": 8000, "var": tmp_path, "users": [], "superuser": None, "passwords": None}
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert "DATABASE_URL" not in ready_text(**options)
+    monkeypatch.setenv("DATABASE_URL", "postgres://u:secret@host/db")
+    text = ready_text(**options)
+    assert text.count("terminal with the same DATABASE_URL:") == 1
+    assert "secret" not in text

@@ -13,6 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
+from django.db import connections
 
 from delivery import conf
 from delivery.errors import UsageError
@@ -76,6 +77,7 @@ class Command(BaseCommand):
         check_port(port)
         call_command("migrate", interactive=False, verbosity=0)
         DemoAccounts.of_site().ensure(state.passwords)
+        connections.close_all()  # it queries nothing from here on, and may run for weeks
         embedded = None if os.environ.get("REDIS_URL") else valkey.prepare(state)
         return Plan(
             var=state.root,
