@@ -18,7 +18,7 @@ from django.utils import timezone
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import completing, deliveries, ending, forgetting, quotas, small, uploads
+from delivery.transfers import completing, deliveries, ending, forgetting, locks, quotas, small, uploads
 from delivery.transfers.deliveries import Received
 from delivery.transfers.holders import Holder
 from delivery.transfers.small import SmallOffer
@@ -100,6 +100,18 @@ def test_a_cancel_waits_for_a_segment_that_is_being_committed(upload: Transfer) 
         upload.save(update_fields=["position"])
     assert cancelling.result(10)
     assert not Segment.objects.exists()
+
+
+def test_a_transfer_is_not_locked_before_its_payload(upload: Transfer) -> None:
+    def look() -> int:
+        with transaction.atomic():
+            return uploads.locked_under(upload.pk, 1).lease
+
+    with transaction.atomic():
+        locks.hold(Payload.objects.all())
+        looking = blocked(look)
+        assert Transfer.objects.select_for_update(nowait=True).get() == upload
+    assert looking.result(10) == 1
 
 
 def test_an_upload_that_completes_while_it_is_offered_again_is_finished(alice: User, upload: Transfer) -> None:
