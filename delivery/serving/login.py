@@ -86,7 +86,8 @@ def _session_key(header: str) -> str | None:
         cookie = SimpleCookie(header).get(settings.SESSION_COOKIE_NAME)
     except CookieError:
         return None
-    return cookie.value if cookie else None
+    # A quoted value may hold any character. No key has a NUL, over which PostgreSQL raises.
+    return cookie.value if cookie and "\0" not in cookie.value else None
 
 
 def origin_allowed(request: Request) -> bool:

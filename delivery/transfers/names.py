@@ -58,6 +58,8 @@ def canonical(rules: Finder, to: Sequence[str]) -> list[str] | None:
 
 
 def _canonical(rules: Finder, address: str) -> str | None:
+    if "\0" in address:  # control messages have none, URLs may; PostgreSQL raises where it meets one
+        return None
     if address.startswith(USER):
         user = rules.find_user(address.removeprefix(USER))
         return None if user is None else policy.address_of(user)
