@@ -83,13 +83,13 @@ class Runner:
             self._say(f"  FAILED {cell.name}: {problem}")
 
     async def _run_trial(self, cell: Cell, number: int) -> Outcome:
-        seed = f"{self._seed}/{cell.name}/{number}"
         folder = self._folder / f"trial-{time.monotonic_ns()}"
         folder.mkdir()
         trial = Trial(
             self._stack,
             folder,
-            seed,
+            f"{self._seed}/{cell.name}",
+            number,
             hurry=self._hurry,
             deadline=cell.deadline,
             most_recovery=cell.most_recovery,

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,11 +57,20 @@ class Trial:
     """One trial on a running stack. A cell's body calls `begin`, `moment`, `broken`, `healed`; the runner `finish`."""
 
     def __init__(
-        self, stack: Stack, folder: Path, seed: str, *, hurry: bool, deadline: float, most_recovery: float
+        self,
+        stack: Stack,
+        folder: Path,
+        series: str,
+        number: int,
+        *,
+        hurry: bool,
+        deadline: float,
+        most_recovery: float,
     ) -> None:
         self.stack = stack
         self.folder = folder
-        self.random = random.Random(seed)
+        self.random = random.Random(f"{series}/{number}")
+        self._series, self._number = series, number  # what all trials of the cell share; which of them this is
         self.hurry = hurry  # shorter faults than promised ones, for tests
         self.deadline = deadline
         self.outcome = Outcome()
@@ -118,7 +127,14 @@ class Trial:
         party.moves = self.moves
         return party
 
-    async def begin(self, *, big: int = 0, rate: float = 0.0, recipients: int = 0, before: int = 0) -> None:
+    def turn(self, choices: Sequence[T]) -> T:
+        """Return the choice whose turn it is: as many trials as there are choices have all of them, in a seeded order."""
+        lap, at = divmod(self._number, len(choices))
+        return random.Random(f"{self._series}/lap {lap}").sample(choices, len(choices))[at]
+
+    async def begin(
+        self, *, big: int = 0, rate: float = 0.0, recipients: int = 0, before: int = 0, edge: int | None = None
+    ) -> None:
         """Start an upload of some size and one of a size at an edge, and a delivery that waits already."""
         draw = self.random
         self.rate = rate or draw.choice(RATES)
@@ -133,7 +149,7 @@ class Trial:
         ]
         for party in (self.sender, *self.recipients):
             await asyncio.wait_for(party.ready(), 20)
-        big, edge = big or draw.choice(BIGS), draw.choice(EDGES)
+        big, edge = big or draw.choice(BIGS), draw.choice(EDGES) if edge is None else edge
         to = [person.address for person in people[1:]]
         for party in self.recipients:
             for name, size in (("before.bin", before), ("big.bin", big), ("edge.bin", edge)):
@@ -158,13 +174,13 @@ class Trial:
             raise TimeoutError(f"{which} did not reach {share:.0%} undisturbed")
         await asyncio.sleep(self.random.random() * 0.05)
 
-    def broken(self) -> None:
-        """Note that the fault begins now."""
-        self._broken_at = time.monotonic()
+    def broken(self, *, at: float | None = None) -> None:
+        """Note that the fault begins now, or began `at` (monotonic seconds)."""
+        self._broken_at = time.monotonic() if at is None else at
 
-    def healed(self) -> None:
-        """Note that what was broken works again."""
-        self._healed_at = time.monotonic()
+    def healed(self, *, at: float | None = None) -> None:
+        """Note that what was broken works again, or has since `at` (monotonic seconds)."""
+        self._healed_at = time.monotonic() if at is None else at
         self._broken_at = self._broken_at or self._healed_at
 
     def afterwards(self, undo: Callable[[], object]) -> None:

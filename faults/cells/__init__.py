@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from faults.trial import Trial
 
-MODULES = ("clients", "network", "web", "worker", "buffer", "storage", "database", "clock", "crowd")
+MODULES = ("clients", "network", "web", "worker", "steps", "buffer", "storage", "database", "clock", "crowd")
 Body = Callable[[Trial], Awaitable[None]]
 
 

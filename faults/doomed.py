@@ -1,0 +1,195 @@
+"""The Celery app of stacks whose workers die at a step that a trial has planned: `CELERY_APP=faults.doomed`.
+
+The project's own app. In each process of the pool some functions of `delivery` get a step before or after them, at
+which the process looks whether it is planned to die here; it then kills itself, or its parent, with SIGKILL. The product
+knows nothing of it, and does everything that it does otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from celery.signals import worker_process_init
+
+from faults.steps import CHILD, Plan
+from project.celery import app
+
+__all__ = ["app"]
+
+#: As long as a child stays where it has killed its parent: the launcher kills what is left of the worker meanwhile.
+STAY_SECONDS = 5.0
+Wanted = Callable[..., bool]
+
+_task = ""  # that this process runs: one at a time
+_putting = False  # inside `blocks.put`
+
+
+def _always(*_arguments: Any, **_named: Any) -> bool:
+    return True
+
+
+@worker_process_init.connect
+def _arm(**_ignored: Any) -> None:
+    from delivery import notify
+    from delivery.buffer import blocks, chunks, digests, keys
+    from delivery.storage import files
+    from delivery.transfers import completing, hashing, sealing, staging, storing, uploads
+
+    _run(storing, "store")
+    _run(staging, "stage")
+    _run(sealing, "seal")
+
+    _fetch(chunks)
+    _after(files, "write", "the file written, no row yet")
+    _after(uploads, "locked_under", "the transfer locked")
+    _after(storing, "_advance", "the row written, not committed")
+    _before(notify, "wake", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
+    _before(chunks, "drop", "woken, the chunks not dropped")
+    _before(hashing, "follow", "not hashed yet")
+    _after(hashing.Hashed, "add", "a segment hashed, the state in hand")
+    _after(hashing, "of_file", "the only segment hashed, no row yet")
+    _after(completing, "complete_locked", "the only segment complete, not committed", _while("store"))
+    _before(completing, "_announce", "the only segment committed, nobody told", _while("store"))
+
+    _before(blocks, "put", "before the file is read")
+    _each(staging, "_blocks", "a block read")
+    _after(blocks, "_put", "some blocks in Redis")
+    _put(blocks)
+    _before(keys, "range_checksums", "all blocks in Redis, their checksums not", lambda *_: _putting)
+    _after(blocks, "put", "all in Redis, nobody woken")
+
+    _after(sealing, "_claim", "claimed")
+    _resume(hashing, digests)
+    _after(sealing._Pulse, "__call__", "between two blocks")
+    _before(completing, "complete", "the digest known, nothing written")
+    _after(completing, "complete_locked", "complete, not committed", _while("seal"))
+    _before(completing, "_announce", "committed, nobody told", _while("seal"))
+    _after(completing, "_announce", "all told", _while("seal"))
+
+
+def _while(task: str) -> Wanted:
+    return lambda *_arguments, **_named: _task == task
+
+
+def _reach(step: str) -> None:
+    """Die here, if that is the plan."""
+    victim = _plan().reach(f"{_task}: {step}")
+    if victim is None:
+        return
+    if victim == CHILD:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(STAY_SECONDS)
+
+
+@functools.cache
+def _plan() -> Plan:
+    return Plan(Path(os.environ["DELIVERY_VAR"]))
+
+
+# -- wrapping --------------------------------------------------------------------------------------------------------
+
+
+def _run(module: Any, name: str) -> None:
+    """Make a function the task `name`."""
+    inner = getattr(module, name)
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        global _task
+        _task = name
+        try:
+            _reach("begun")
+            result = inner(*arguments, **named)
+            _reach("done" if name == "seal" else "done, the task not acked")
+            return result
+        finally:
+            _task = ""
+
+    setattr(module, name, wrapped)
+
+
+def _before(owner: Any, name: str, step: str, wanted: Wanted = _always) -> None:
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if wanted(*arguments, **named):
+            _reach(step)
+        return inner(*arguments, **named)
+
+    setattr(owner, name, wrapped)
+
+
+def _after(owner: Any, name: str, step: str, wanted: Wanted = _always) -> None:
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        result = inner(*arguments, **named)
+        if wanted(*arguments, **named):
+            _reach(step)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _each(owner: Any, name: str, step: str) -> None:
+    """Put a step behind each item that a generator gives: it is dealt with by then."""
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for item in inner(*arguments, **named):
+            yield item
+            _reach(step)
+
+    setattr(owner, name, wrapped)
+
+
+def _fetch(chunks: Any) -> None:
+    _each(chunks, "fetch", "a piece of the file written")
+    inner = chunks.fetch
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> Iterator[Any]:
+        _reach("before the fetch")
+        yield from inner(*arguments, **named)
+
+    chunks.fetch = wrapped
+
+
+def _put(blocks: Any) -> None:
+    inner = blocks.put
+
+    @functools.wraps(inner)
+    def wrapped(*arguments: Any, **named: Any) -> None:
+        global _putting
+        _putting = True
+        try:
+            inner(*arguments, **named)
+        finally:
+            _putting = False
+
+    blocks.put = wrapped
+
+
+def _resume(hashing: Any, digests: Any) -> None:
+    """Let go of what was hashed ahead where the plan says so, as a Redis that is emptied does."""
+    inner = hashing.resume
+
+    @functools.wraps(inner)
+    def wrapped(payload: Any) -> Any:
+        if _plan().forgets():
+            digests.drop(payload.pk)
+        result = inner(payload)
+        _reach("what was hashed ahead in hand")
+        return result
+
+    hashing.resume = wrapped
