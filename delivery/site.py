@@ -218,10 +218,11 @@ class _Copy:
 
 
 def _delete_all(payload: UUID, segments: list[Segment]) -> None:
-    for segment in segments:
-        files.delete(segment.storage, segment.name)
-    for alias in {segment.storage for segment in segments}:
-        files.delete_folder(alias, payload)
+    if not connection.errors_occurred:  # else it is lost, perhaps at COMMIT: then their rows may be there
+        for segment in segments:
+            files.delete(segment.storage, segment.name)
+        for alias in {segment.storage for segment in segments}:
+            files.delete_folder(alias, payload)
 
 
 def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payload:
@@ -248,8 +249,8 @@ def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha
         _add_rows(row, addresses, segments)
         completing.complete_locked(row, sha256)
         if segments:
-            guard = _Guard(row.id, segments)
-            transaction.on_commit(guard.committed)
+            transaction.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
+            segments.clear()  # what `_copy` would delete
     events.write()
 
 
@@ -257,7 +258,7 @@ class _Guard:
     """Deletes the files of a transaction that is rolled back.
 
     Django has no hook for rollbacks, but it drops the `on_commit` callbacks of one: then nobody holds this object.
-    What a crash leaves behind, the sweep finds.
+    What a crash or the loss of a connection leaves behind, the sweep finds.
     """
 
     def __init__(self, payload: UUID, segments: list[Segment]) -> None:

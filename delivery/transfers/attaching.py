@@ -192,12 +192,7 @@ def _compose(row: Attachment) -> None:
     source = payloads.pieces(row.payload, 0, size, memoryview(bytearray(PIECE_BYTES)))
     wanted = _wanted_name(row.payload, instance, target.column)
     stored = _save(target.column, wanted, StreamFile(map(bytes, source), size))
-    kept = False
-    try:
-        kept = _point(row, target, stored, _modified(target.column.storage, stored))
-    finally:
-        if not kept:
-            _delete(target.column.storage, stored)
+    _point(row, target, stored)
 
 
 def _wanted_name(payload: Payload, instance: models.Model, column: models.FileField) -> str:
@@ -251,19 +246,29 @@ def _give_up(row: Attachment) -> None:
             mine.update(keep=False, expires_at=timezone.now() + lifetime)
 
 
-def _point(row: Attachment, target: Target, stored: str, modified: datetime.datetime | None) -> bool:
-    """Point the field and the payload's rows at the composed file; return False where nobody wants it any more."""
-    with transaction.atomic():
-        payload = locks.lock(Payload.objects.filter(pk=row.payload_id)).get()
-        instance = locks.lock(target.instance()).first()
-        wanted = target.rows().filter(pk=row.pk).exists()  # else another task was faster, or a later call gave it up
-        if not wanted or instance is None or payload.state != PayloadState.COMPLETE:
-            return False
-        _save_field(instance, target, stored)
-        _replace_segments(payload, target.alias, stored, modified)
-        row.delete()
+def _point(row: Attachment, target: Target, stored: str) -> None:
+    """Point the field and the payload's rows at the composed file; delete it where nobody wants it any more.
+
+    A connection that is lost at COMMIT does not tell whether they point there now: then the file stays.
+    """
+    settled = False
+    try:
+        modified = _modified(target.column.storage, stored)
+        with transaction.atomic():
+            payload = locks.lock(Payload.objects.filter(pk=row.payload_id)).get()
+            instance = locks.lock(target.instance()).first()
+            # Else another task was faster, or a later call gave it up.
+            wanted = target.rows().filter(pk=row.pk).exists()
+            if not wanted or instance is None or payload.state != PayloadState.COMPLETE:
+                return
+            _save_field(instance, target, stored)
+            _replace_segments(payload, target.alias, stored, modified)
+            row.delete()
+            settled = True
+    finally:
+        if not settled:
+            _delete(target.column.storage, stored)
     events.note("attached", payload=payload.pk, copied=True)
-    return True
 
 
 def _replace_segments(payload: Payload, alias: str | None, stored: str, modified: datetime.datetime | None) -> None:

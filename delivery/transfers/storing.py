@@ -126,7 +126,7 @@ def _covered(order: StoreOrder, position: int = 0) -> bool:
 
 def _commit(order: StoreOrder, name: str, worker: str) -> None:
     """Commit the segment's row under its lease; a loser deletes only its own file."""
-    alias, completed = conf.current().storage, False
+    alias, completed, settled = conf.current().storage, False, False
     digest = hashing.of_file(alias, name, order.length) if order.completes and order.offset == 0 else None
     try:
         with transaction.atomic():
@@ -142,6 +142,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
                 uploads.learn(row.payload, order.ends, None)
             _advance(row, worker)
             completed = digest is not None and _complete(row, order, digest)
+            settled = True
     except StaleLease:
         files.delete(alias, name)
         _drop_void(order)
@@ -150,7 +151,10 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
         ending.fail(order.payload, refused.code)
         return
     except BaseException:
-        files.delete(alias, name)
+        # A connection that is lost at COMMIT does not tell whether the row is there now: whoever waits asks again, and
+        # a file that nobody names is found by the sweep.
+        if not settled:
+            files.delete(alias, name)
         raise
     else:
         # Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.

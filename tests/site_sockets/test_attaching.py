@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from delivery import conf, deliver
 from delivery.errors import IntegrityError, UsageError
+from tests.commits import lost_at_commit
 
 SEGMENT = 8 * 1024 * 1024
 SMALL, MEDIUM, LARGE = b"inline", b"m" * 1_000_000, b"l" * (SEGMENT + 1_000_000)
@@ -146,6 +147,20 @@ async def test_several_segments_in_the_fields_own_storage_are_composed(site, cha
     await site.until(lambda: again(scan).beside, what="file")
     assert await site.run(lambda: content(again(scan).beside)) == LARGE
     assert chat_stack.files_of(payload.pk) == []
+
+
+async def test_a_file_stays_where_nobody_knows_whether_it_was_attached(site, monkeypatch, quiet):
+    """The connection is lost at COMMIT, and the database had done it."""
+    without_worker(monkeypatch)
+
+    def attach() -> None:
+        scan, payload = new_scan(), deliver(LARGE, name="scan.tif")
+        payload.attach(scan, "beside")
+        with lost_at_commit(monkeypatch, committed=True):
+            compose_all()
+        assert content(again(scan).beside) == LARGE
+
+    await site.run(attach)
 
 
 async def test_a_rollback_orders_nothing(site):
