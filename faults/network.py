@@ -168,7 +168,7 @@ class Network:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            _reset(writer)
+            reset(writer)
             if task is not None:
                 self._tasks.discard(task)
 
@@ -191,7 +191,7 @@ class Network:
                 one.cancel()
             await asyncio.wait([*pumps, cutting])
             self.connections.remove(connection)
-            _reset(to_server)
+            reset(to_server)
 
     async def _until_cut(self, connection: Connection) -> None:
         if self.weather.life:
@@ -246,7 +246,7 @@ class Network:
             await asyncio.sleep(wait)
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def reset(writer: asyncio.StreamWriter) -> None:
     """Close at once, with a TCP reset."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:

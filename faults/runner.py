@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import statistics
 import sys
 import time
 import traceback
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults import measures, site
-from faults.cells import Cell
+from faults.cells import Cell, Ground
 from faults.stack import Stack
 from faults.trial import MIB, Outcome, Trial
 
@@ -49,6 +52,7 @@ class Runner:
 
     def __init__(self, folder: Path, *, seed: int, trials: int, hurry: bool = False, quiet: bool = False) -> None:
         self.rows: list[Row] = []
+        self.skipped: dict[str, str] = {}  # cells that cannot run here, and why
         self._folder = folder
         self._seed = seed
         self._trials = range(trials)
@@ -61,15 +65,27 @@ class Runner:
         self._trials = range(trial, trial + 1)
 
     async def run(self, cells: list[Cell]) -> None:
-        """Run every cell. The stack is ended whatever happens."""
-        try:
-            await self._stack.start(**(cells[0].variables if cells else {}))
-            site.open_site(self._stack.var)
-            for cell in sorted(cells, key=lambda one: sorted(one.variables.items())):
-                await self._stack.restart(**cell.variables)
-                await self._run_cell(cell)
-        finally:
-            await self._stack.stop()
+        """Run every cell that can run here. The stack is ended whatever happens."""
+        cells = [cell for cell in cells if self._can_run(cell)]
+        opened = False
+        for ground, on_ground in itertools.groupby(sorted(cells, key=_ground_name), key=lambda one: one.ground):
+            async with ground(self._stack) if ground is not None else _bare() as beneath:
+                try:
+                    for cell in sorted(on_ground, key=lambda one: sorted(one.variables.items())):
+                        await self._stack.restart(**{**beneath.variables, **cell.variables})
+                        if not opened:
+                            site.open_site(self._stack.var)
+                            opened = True
+                        site.use_database(beneath.database_url)
+                        await self._run_cell(cell)
+                finally:
+                    await self._stack.stop()
+
+    def _can_run(self, cell: Cell) -> bool:
+        if why := cell.missing():
+            self.skipped[cell.name] = why
+            self._say(f"skipped {cell.name}: {why}")
+        return not why
 
     async def _run_cell(self, cell: Cell) -> None:
         row = Row(cell.name)
@@ -144,7 +160,17 @@ class Runner:
         lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         lines += ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
         total = sum(len(row.outcomes) for row in self.rows)
+        lines += [f"\nskipped: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join([*lines, "", f"{total} trials, {self.failures} failed"])
+
+
+def _ground_name(cell: Cell) -> str:
+    return "" if cell.ground is None else cell.ground.__name__
+
+
+@contextlib.asynccontextmanager
+async def _bare() -> AsyncIterator[Ground]:
+    yield Ground({})
 
 
 def _remove(folder: Path) -> None:

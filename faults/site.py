@@ -31,8 +31,18 @@ def open_site(var: Path) -> None:
     django.setup()
 
 
+def use_database(url: str | None) -> None:
+    """Ask the database of `url` from now on, None: the one that the project's settings name."""
+    import dj_database_url
+    from django.conf import settings
+    from django.db import connections
+
+    options = dict(dj_database_url.parse(url)) if url else settings.DATABASES["default"]
+    connections.settings = connections.configure_settings({"default": options})
+
+
 async def ask(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a thread; its connections are closed afterwards."""
+    """Call a function in a thread; its connections are closed afterwards, and forgotten."""
 
     def asked() -> T:
         from django.db import connections
@@ -41,6 +51,8 @@ async def ask(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             return function(*args, **kwargs)
         finally:
             connections.close_all()
+            for connection in connections.all(initialized_only=True):
+                del connections[connection.alias]
 
     return await asyncio.to_thread(asked)
 

@@ -117,7 +117,7 @@ class Stack:
 
     async def restart(self, **variables: str) -> None:
         """Stop it and start it with other `variables`, where it does not run with these already."""
-        if variables != self._variables:
+        if self._process is None or variables != self._variables:
             await self.stop()
             await self.start(**variables)
 
@@ -145,6 +145,14 @@ class Stack:
     def children(self, name: str) -> list[int]:
         """Return the child processes of a part: a worker's pool."""
         return children_of(self.pid(name))
+
+    def owner_of(self, port: int, to: int) -> str:
+        """Return which kind of part holds the connection from `port` to the port `to` of this machine, else "other"."""
+        inode = _socket_of(port, to)
+        for name, pid in self.processes().items():
+            if any(_holds(one, inode) for one in (pid, *children_of(pid))):
+                return name.rstrip("0123456789")
+        return "other"
 
     async def replaced(self, name: str, pid: int, *, seconds: float = 60.0) -> int:
         """Return the process that runs a part once it is another one than `pid`."""
@@ -201,6 +209,22 @@ def children_of(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(word) for word in text.split()]
+
+
+def _socket_of(port: int, to: int) -> str:
+    """Return the inode of a TCP connection on 127.0.0.1, empty where there is none."""
+    ends = f" 0100007F:{port:04X} 0100007F:{to:04X} "
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        if ends in line:
+            return line.split()[9]
+    return ""
+
+
+def _holds(pid: int, inode: str) -> bool:
+    """Return whether a process has this socket open."""
+    with contextlib.suppress(OSError):
+        return any(os.readlink(entry) == f"socket:[{inode}]" for entry in os.scandir(f"/proc/{pid}/fd"))
+    return False
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+from faults.stack import Stack
 from faults.trial import Trial
 
 MODULES = ("clients", "network", "web", "worker", "steps", "buffer", "storage", "database", "clock", "crowd")
@@ -13,10 +15,19 @@ Body = Callable[[Trial], Awaitable[None]]
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What a stack stands on beside itself: `variables` for its environment; where its rows are, if not in SQLite."""
+
+    variables: Mapping[str, str]
+    database_url: str | None = None
+
+
+@dataclass(frozen=True)
 class Cell:
     """One fault. `orphans`: files without rows may be left to the sweep. Times in seconds.
 
-    `variables` are in the stack's environment; `quick`: one of those that run with the tests.
+    `variables` are in the stack's environment; `quick`: one of those that run with the tests. `missing` says why the
+    cell cannot run on this machine; it is skipped then. `ground` is entered before the stack starts.
     """
 
     name: str
@@ -26,6 +37,8 @@ class Cell:
     most_recovery: float = 20.0  # 10 s, and the longest backoff of the clients
     variables: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
+    missing: Callable[[], str] = str
+    ground: Callable[[Stack], AbstractAsyncContextManager[Ground]] | None = None
 
 
 _cells: dict[str, Cell] = {}
@@ -39,11 +52,15 @@ def cell(
     most_recovery: float = 20.0,
     variables: Mapping[str, str] | None = None,
     quick: bool = False,
+    missing: Callable[[], str] = str,
+    ground: Callable[[Stack], AbstractAsyncContextManager[Ground]] | None = None,
 ) -> Callable[[Body], Body]:
     """Make a function a cell."""
 
     def add(body: Body) -> Body:
-        _cells[name] = Cell(name, body, orphans, deadline, most_recovery, variables or {}, quick)
+        _cells[name] = Cell(
+            name, body, orphans, deadline, most_recovery, variables or {}, quick, missing=missing, ground=ground
+        )
         return body
 
     return add

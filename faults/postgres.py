@@ -1,0 +1,235 @@
+"""A PostgreSQL server of our own, and a proxy in front of it that cuts connections at their commits.
+
+The proxy knows so much of PostgreSQL's protocol (its documentation, chapter "Frontend/Backend Protocol"): messages are
+a type, a length and a body; a client says `COMMIT`, or a change outside of a transaction, in a simple query; the server
+answers with `CommandComplete` once that is durable, and `ReadyForQuery` says whether a transaction is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.network import reset
+from faults.stack import free_port, until
+
+USER = "postgres"
+READY_SECONDS = 30.0
+CHANGES = (b"INSERT", b"UPDATE", b"DELETE")
+IDLE = b"I"
+QUERY, COMPLETE, FAILED, READY = b"Q", b"C", b"E", b"Z"
+
+
+def missing() -> str:
+    """Return why no server can be started here, empty where one can."""
+    if _program("postgres") is None or _program("initdb") is None:
+        return "PostgreSQL is not installed"
+    if os.geteuid() == 0 and _account() is None:
+        return f"PostgreSQL does not run as root, and there is no account {USER!r}"
+    return ""
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[int]:
+    """Run a new, empty server on 127.0.0.1; give its port."""
+    folder = Path(tempfile.mkdtemp(prefix="delivery-faults-postgres-"))
+    if (account := _account()) is not None:
+        os.chown(folder, account, -1)
+    port = free_port()
+    try:
+        await asyncio.to_thread(_run, "initdb", "-D", str(folder / "data"), "-A", "trust", "-U", USER, "-N")
+        server = _start("postgres", "-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-F")
+        try:
+            await until(lambda: _takes_queries(port), what="PostgreSQL", seconds=READY_SECONDS)
+            yield port
+        finally:
+            server.terminate()  # waits for its clients to go; whoever is left then is thrown out
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(server.wait, 5)
+            server.kill() if server.poll() is None else None
+            await asyncio.to_thread(server.wait)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def url_of(port: int) -> str:
+    """Return DATABASE_URL of the server, or the proxy, on a port."""
+    return f"postgres://{USER}@127.0.0.1:{port}/postgres?sslmode=disable&gssencmode=disable"
+
+
+def _program(name: str) -> str | None:
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)]))
+
+
+def _account() -> int | None:
+    """Return the account to run it as, None for our own."""
+    if os.geteuid() != 0:
+        return None
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(USER).pw_uid
+    return None
+
+
+def _start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [_program(name) or name, *arguments],
+        cwd="/",
+        user=_account(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _run(name: str, *arguments: str) -> None:
+    if _start(name, *arguments).wait():
+        raise OSError(f"{name} failed")
+
+
+def _takes_queries(port: int) -> bool:
+    import psycopg
+
+    try:
+        with psycopg.connect(url_of(port), connect_timeout=2):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+# -- the proxy -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Session:
+    """One client's connection. `hides`: the server's next `CommandComplete` is the last thing, and is not passed on."""
+
+    port: int  # the client's
+    status: bytes = IDLE
+    hides: bool = False
+
+
+class Commits:
+    """A port on 127.0.0.1 that leads to the server. `async with`. `owner_of` names whose connection it is by its port."""
+
+    def __init__(self, server_port: int, owner_of: Callable[[int, int], str]) -> None:
+        self.port = 0
+        self.seen: Counter[str] = Counter()
+        self.cut: Counter[str] = Counter()
+        self._server_port = server_port
+        self._owner_of = owner_of
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strikes: Callable[[str], bool] | None = None
+        self._early = False
+
+    async def __aenter__(self) -> Commits:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def break_some(self, strikes: Callable[[str], bool], *, early: bool) -> None:
+        """Cut at the commits for which `strikes`, given whose they are, is true.
+
+        `early`: before the server sees them. Else after it has committed, before the client hears of it.
+        """
+        self.seen.clear()
+        self.cut.clear()
+        self._strikes, self._early = strikes, early
+
+    def break_none(self) -> None:
+        self._strikes = None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+        try:
+            await self._connect(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            reset(writer)
+            if task is not None:
+                self._tasks.discard(task)
+
+    async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+        session = _Session(to_client.get_extra_info("peername")[1])
+        pumps = [
+            asyncio.create_task(self._up(session, from_client, to_server)),
+            asyncio.create_task(self._down(session, from_server, to_client)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.wait(pumps)
+            reset(to_server)
+
+    async def _up(self, session: _Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readexactly(4)  # the first message has no type
+            writer.write(head + await reader.readexactly(int.from_bytes(head) - 4))
+            while True:
+                kind, message = await _read(reader)
+                if kind == QUERY and _commits(session, message) and self._strike(session):
+                    if self._early:
+                        return
+                    session.hides = True
+                writer.write(message)
+                await writer.drain()
+
+    async def _down(self, session: _Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                kind, message = await _read(reader)
+                if kind == READY:
+                    session.status = message[5:6]
+                elif kind == FAILED:
+                    session.hides = False  # it is not committed, and the client may know
+                elif kind == COMPLETE and session.hides:
+                    return
+                writer.write(message)
+                await writer.drain()
+
+    def _strike(self, session: _Session) -> bool:
+        if self._strikes is None:
+            return False
+        owner = self._owner_of(session.port, self.port)
+        self.seen[owner] += 1
+        if not self._strikes(owner):
+            return False
+        self.cut[owner] += 1
+        return True
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Return the next message's type, and all of it."""
+    head = await reader.readexactly(5)
+    return head[:1], head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
+
+
+def _commits(session: _Session, message: bytes) -> bool:
+    """Return whether a query ends a transaction with success: said so, or a change that is one by itself."""
+    text = message[5:].rstrip(b"\0").strip()
+    return text == b"COMMIT" or (session.status == IDLE and text.startswith(CHANGES))
