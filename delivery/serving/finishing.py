@@ -58,7 +58,7 @@ class Finishing:
         marker = dispatch.seal_marker(self._opened.payload)
         await self._process.publish(dispatch.SEAL, arguments, marker=marker, attempt=self._attempt)
         # Not doubling: sealing is long, and asking for one that runs costs no more than a look at its row.
-        self.due_at = time.monotonic() + markers.lifetime(min(self._attempt, 1))
+        self.due_at = time.monotonic() + markers.FIRST_SECONDS
         self._attempt += 1
         return None
 

@@ -11,6 +11,7 @@ from faults.trial import KIB, MIB, Trial
 
 VARIABLES = {"CELERY_APP": "faults.doomed"}
 REACHED_SECONDS = 60.0
+MOST_RECOVERY = 12.0  # 10 s, and a second or two until another process is there; no client has to come back
 
 
 async def _killed(trial: Trial, steps: tuple[Step, ...], victim: str) -> None:
@@ -43,31 +44,61 @@ def _lives(pid: int) -> bool:
         return False
 
 
-@cell("worker: a pool child SIGKILLed at each step of store", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: a pool child SIGKILLed at each step of store",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def child_storing(trial: Trial) -> None:
     await _killed(trial, STORE, CHILD)
 
 
-@cell("worker: a pool child SIGKILLed at each step of stage", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: a pool child SIGKILLed at each step of stage",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def child_staging(trial: Trial) -> None:
     await _killed(trial, STAGE, CHILD)
 
 
-@cell("worker: a pool child SIGKILLed at each step of seal", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: a pool child SIGKILLed at each step of seal",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def child_sealing(trial: Trial) -> None:
     await _killed(trial, SEAL, CHILD)
 
 
-@cell("worker: the main process SIGKILLed at each step of store", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: the main process SIGKILLed at each step of store",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def main_storing(trial: Trial) -> None:
     await _killed(trial, STORE, MAIN)
 
 
-@cell("worker: the main process SIGKILLed at each step of stage", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: the main process SIGKILLed at each step of stage",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def main_staging(trial: Trial) -> None:
     await _killed(trial, STAGE, MAIN)
 
 
-@cell("worker: the main process SIGKILLed at each step of seal", orphans=True, variables=VARIABLES)
+@cell(
+    "worker: the main process SIGKILLed at each step of seal",
+    orphans=True,
+    most_recovery=MOST_RECOVERY,
+    variables=VARIABLES,
+)
 async def main_sealing(trial: Trial) -> None:
     await _killed(trial, SEAL, MAIN)
