@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 BLOCK_BYTES = 65_536
 SOCKET_BUFFER_BYTES = 131_072
@@ -34,24 +34,32 @@ class Weather:
     refusing: bool = False
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where to reset a connection: `offset` (-1, 0, 1) bytes from the end of the frame after `frames` others, one way."""
+
+    direction: str
+    frames: int
+    offset: int
+
+
 @dataclass
 class Frames:
     """Where the frames of one direction end: fed with what passes, after the HTTP handshake."""
 
     to_end: int = 0  # bytes until the end of the frame that is passing
-    passed: int = 0
     _started: bool = False
     _header: bytearray = field(default_factory=bytearray)
 
-    def boundary_in(self, block: bytes) -> int | None:
-        """Return the first position in `block` (exclusive end) where a frame ends; take the block as passed."""
-        found: int | None = None
+    def ends_in(self, block: bytes) -> list[int]:
+        """Return the positions in `block` (exclusive) where frames end; take the block as passed."""
+        found: list[int] = []
         at = 0
         if not self._started:
             self._header += block
             end = self._header.find(b"\r\n\r\n")
             if end < 0:
-                return None
+                return found
             at = len(block) - (len(self._header) - end - 4)
             self._started = True
             self._header.clear()
@@ -68,8 +76,8 @@ class Frames:
                     continue
                 self._header.clear()
                 self.to_end = length
-            if self.to_end == 0 and not self._header and found is None:
-                found = at
+            if self.to_end == 0 and not self._header:
+                found.append(at)
         return found
 
     def _length(self) -> int | None:
@@ -94,7 +102,8 @@ class Connection:
     began: float
     stuck: set[str] = field(default_factory=set)
     flow: asyncio.Event = field(default_factory=asyncio.Event)
-    cut_at: tuple[str, int, int] | None = None  # direction, frames to pass before, offset to the boundary
+    cut_at: Cut | None = None
+    one_more: str = ""  # the direction in which one byte more is to pass before the cut
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def cut(self) -> None:
@@ -108,7 +117,8 @@ class Network:
         self.port = 0
         self.weather = Weather(rate=rate)
         self.connections: list[Connection] = []
-        self.made = 0
+        self.first_cut: Cut | None = None  # for the next connection, from its first frame on
+        self.cuts_at_frames = 0
         self.bytes_up = 0
         self.bytes_down = 0
         self._server_port = server_port
@@ -144,10 +154,10 @@ class Network:
         for connection in list(self.connections):
             connection.cut()
 
-    def cut_at_boundary(self, direction: str, *, frames: int, offset: int) -> None:
-        """Reset the newest connection when `frames` more frames have passed, `offset` (-1, 0, 1) bytes from the end."""
+    def cut_at_boundary(self, cut: Cut) -> None:
+        """Reset the newest connection there, counted from now on."""
         if self.connections:
-            self.connections[-1].cut_at = (direction, frames, offset)
+            self.connections[-1].cut_at = cut
 
     def swallow(self, *directions: str) -> list[Connection]:
         """Let nothing pass in these directions on what is connected now; new connections work. Returns those stuck."""
@@ -173,9 +183,9 @@ class Network:
                 self._tasks.discard(task)
 
     async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port, limit=BLOCK_BYTES)
-        connection = Connection(to_client, to_server, time.monotonic())
-        self.made += 1
+        from_server, to_server = await self._dial()
+        connection = Connection(to_client, to_server, time.monotonic(), cut_at=self.first_cut)
+        self.first_cut = None
         self.connections.append(connection)
         pumps = [
             asyncio.create_task(self._pump(connection, UP, from_client, to_server)),
@@ -192,6 +202,18 @@ class Network:
             await asyncio.wait([*pumps, cutting])
             self.connections.remove(connection)
             reset(to_server)
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the server. A network holds little: the kernel would take in all of a payload that is slow."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._server_port))
+        except BaseException:
+            connection.close()
+            raise
+        return await asyncio.open_connection(sock=connection, limit=BLOCK_BYTES)
 
     async def _until_cut(self, connection: Connection) -> None:
         if self.weather.life:
@@ -214,22 +236,28 @@ class Network:
                 writer.write(block)
                 await writer.drain()
                 if cut:
+                    self.cuts_at_frames += 1
                     connection.cut()
                     return
         with contextlib.suppress(OSError):
             writer.write_eof()
 
     def _up_to_cut(self, connection: Connection, direction: str, frames: Frames, block: bytes) -> tuple[bytes, bool]:
-        end = frames.boundary_in(block)
-        plan = connection.cut_at
-        if plan is None or plan[0] != direction or end is None:
-            return block, False
-        _, left, offset = plan
-        if left > 0:
-            connection.cut_at = (direction, left - 1, offset)
-            return block, False
-        connection.cut_at = None
-        return block[: max(0, end + offset)], True
+        """Return what of a block may pass, and whether the connection is to be cut then."""
+        if connection.one_more == direction:
+            return block[:1], True
+        for end in frames.ends_in(block):
+            plan = connection.cut_at
+            if plan is None or plan.direction != direction:
+                break
+            if plan.frames > 0:
+                connection.cut_at = replace(plan, frames=plan.frames - 1)
+                continue
+            connection.cut_at = None
+            if end + plan.offset <= len(block):
+                return block[: end + plan.offset], True
+            connection.one_more = direction
+        return block, False
 
     async def _travel(self, direction: str, count: int) -> None:
         if direction == UP:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from faults import site
 from faults.commands import Command
-from faults.network import Network
+from faults.network import Cut, Network
 from faults.people import Move, Party, every
 from faults.site import ask
 from faults.stack import Stack
@@ -82,6 +82,7 @@ class Trial:
         self.may_fail: set[str] = set()  # names of payloads whose transfers may fail, visibly
         self.must_fail: set[str] = set()  # names of payloads that nobody may get
         self.may_wait = False  # a delivery that its client has ended may wait for another client
+        self.first_cuts: dict[str, Cut] = {}  # where a party's first connection is cut
         self.more_again: list[int] = []  # bytes sent again by clients that are no party
         self._most_recovery = most_recovery
         self._exits = AsyncExitStack()
@@ -120,6 +121,7 @@ class Trial:
     async def party(self, name: str, person: site.Person, *, rate: float = 0.0, **options: Any) -> Party:
         """Let somebody take part, behind a network of their own."""
         network = await self.enter(Network(self.stack.port, rate=rate))
+        network.first_cut = self.first_cuts.get(name)
         folder = self.folder / name
         folder.mkdir()
         party = await self.enter(Party(name, person, network, folder, **options))

@@ -72,6 +72,28 @@ async def full(trial: Trial) -> None:
     trial.healed()
 
 
+@cell("redis: evicting by itself for 4 s")
+async def evicting(trial: Trial) -> None:
+    """It may keep half of what it holds, and drops what has a TTL, as the embedded one does when it is full."""
+    await trial.begin()
+    await trial.moment("upload", "before")
+    with trial.stack.redis() as client:
+        before = client.config_get("maxmemory", "maxmemory-policy")
+        evicted = client.info("stats")["evicted_keys"]
+        trial.broken()
+        try:
+            client.config_set("maxmemory-policy", "volatile-lru")
+            client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+            await asyncio.sleep(4)
+        finally:
+            for name, value in before.items():
+                client.config_set(name, value)
+        evicted = client.info("stats")["evicted_keys"] - evicted
+    trial.healed()
+    trial.note(f"{evicted} keys evicted")
+    trial.check(evicted > 0, "no key was evicted")
+
+
 @cell("redis: chunks and blocks evicted", quick=True)
 async def evicted(trial: Trial) -> None:
     await trial.begin()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from faults import loss
 from faults.cells import cell
-from faults.network import DOWN, UP
+from faults.network import DOWN, UP, Cut
 from faults.people import every
-from faults.trial import MIB, Trial
+from faults.trial import KIB, MIB, Trial
 
 
 @cell("network: cut", quick=True)
@@ -27,9 +28,7 @@ async def cut_at_boundary(trial: Trial) -> None:
     await trial.moment()
     trial.broken()
     for party in trial.parties:
-        direction = trial.random.choice((UP, DOWN))
-        frames, offset = trial.random.randrange(12), trial.random.choice((-1, 0, 1))
-        party.network.cut_at_boundary(direction, frames=frames, offset=offset)
+        party.network.cut_at_boundary(_any_cut(trial, trial.random.randrange(12)))
     trial.healed()
 
 
@@ -40,9 +39,40 @@ async def cut_often(trial: Trial) -> None:
     for number in range(10):
         await asyncio.sleep(0.25)
         for party in trial.parties:
-            direction = trial.random.choice((UP, DOWN))
-            party.network.cut_at_boundary(direction, frames=number, offset=trial.random.choice((-1, 0, 1)))
+            party.network.cut_at_boundary(_any_cut(trial, number))
     trial.healed()
+
+
+#: Of a first connection, beside chunks: hello, offers, finish; welcome, accepts, acks, done; and their answers.
+FIRST_CUTS = [
+    (who, Cut(direction, frames, offset))
+    for who, direction, most in (
+        ("sender", UP, 12),
+        ("sender", DOWN, 6),
+        ("recipient1", UP, 6),
+        ("recipient1", DOWN, 12),
+    )
+    for frames in range(most)
+    for offset in (-1, 0, 1)
+]
+
+
+@cell("network: cut at each of a connection's first frames -1, 0, +1 byte")
+async def cut_first_frames(trial: Trial) -> None:
+    """Each end of a frame of the first connections has its turn: of 12 or 6 frames a side and direction."""
+    who, cut = trial.turn(FIRST_CUTS)
+    trial.first_cuts[who] = cut
+    trial.note(f"{who} {cut.direction}, frame {cut.frames}, {cut.offset:+} byte")
+    await trial.begin(big=3 * MIB + 77, before=3 * MIB, edge=256 * KIB + 1)
+    trial.broken()
+    trial.healed()
+    left = await every(trial.moves, seconds=trial.deadline)
+    party = next(party for party in trial.parties if party.name == who)
+    trial.check(bool(left) or party.network.cuts_at_frames == 1, "so many frames did not pass")
+
+
+def _any_cut(trial: Trial, frames: int) -> Cut:
+    return Cut(trial.random.choice((UP, DOWN)), frames, trial.random.choice((-1, 0, 1)))
 
 
 async def _black_hole(trial: Trial, *directions: str) -> None:
@@ -66,6 +96,11 @@ async def _black_hole(trial: Trial, *directions: str) -> None:
 @cell("network: up swallowed, resumed, then un-blocked", quick=True)
 async def black_hole_up(trial: Trial) -> None:
     await _black_hole(trial, UP)
+
+
+@cell("network: down swallowed, resumed, then un-blocked")
+async def black_hole_down(trial: Trial) -> None:
+    await _black_hole(trial, DOWN)
 
 
 @cell("network: both ways swallowed, resumed, then un-blocked")
@@ -94,6 +129,21 @@ async def slow(trial: Trial) -> None:
     trial.broken()
     trial.sender.network.cut()
     trial.healed()
+
+
+@cell("network: packets lost at random", deadline=150, most_recovery=30, missing=loss.missing)
+async def lossy(trial: Trial) -> None:
+    """The kernel's own TCP, between clients and their proxies; one connection is cut as well, and resumes through it."""
+    share = trial.turn((0.01, 0.03, 0.1))
+    await trial.begin(big=24 * MIB - 1, before=8 * MIB + 1)
+    with loss.Loss([party.network.port for party in trial.parties], share) as losing:
+        await trial.moment("upload", "before")
+        trial.broken()
+        trial.sender.network.cut()
+        trial.healed()
+        await every(trial.moves, seconds=trial.deadline)
+        trial.note(f"{losing.lost()} packets lost, {share:.0%} of all")
+        trial.check(losing.lost() > 0, "no packet was lost")
 
 
 @cell("network: sockets that live 1 s each", deadline=150, most_recovery=25)
