@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 BLOCK_BYTES = 65_536
 SOCKET_BUFFER_BYTES = 131_072
+READ_SECONDS = 0.2  # in which a peer reads what has come before its connection is reset
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 UP, DOWN = "up", "down"
 
@@ -36,7 +37,7 @@ class Weather:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where to reset a connection: `offset` (-1, 0, 1) bytes from the end of the frame after `frames` others, one way."""
+    """Where to end a connection: `offset` (-1, 0, 1) bytes from the end of the frame after `frames` others, one way."""
 
     direction: str
     frames: int
@@ -155,7 +156,7 @@ class Network:
             connection.cut()
 
     def cut_at_boundary(self, cut: Cut) -> None:
-        """Reset the newest connection there, counted from now on."""
+        """End the newest connection there, counted from now on."""
         if self.connections:
             self.connections[-1].cut_at = cut
 
@@ -237,10 +238,18 @@ class Network:
                 await writer.drain()
                 if cut:
                     self.cuts_at_frames += 1
-                    connection.cut()
+                    await self._end(connection, writer)
                     return
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+    async def _end(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
+        """Cut a connection so that what has passed arrives: a reset takes back what its peer has not read yet."""
+        connection.stuck |= {UP, DOWN}
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+        await asyncio.sleep(READ_SECONDS)
+        connection.cut()
 
     def _up_to_cut(self, connection: Connection, direction: str, frames: Frames, block: bytes) -> tuple[bytes, bool]:
         """Return what of a block may pass, and whether the connection is to be cut then."""

@@ -214,6 +214,15 @@ def orphans(people: list[int], folder: Path) -> list[str]:
     return found
 
 
+def nameless(folder: Path) -> list[str]:
+    """Return the folders of payloads that have no row."""
+    from delivery.models import Payload
+
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    known = {str(pk) for pk in Payload.objects.filter(pk__in=found).values_list("pk", flat=True)}
+    return [name for name in found if name not in known]
+
+
 def sweep_orphans(people: list[int]) -> None:
     """Do what the sweep does a while after a payload ended."""
     from delivery.transfers.retention import delete_orphans

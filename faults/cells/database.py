@@ -15,7 +15,8 @@ from faults.trial import Trial
 
 LOST_SECONDS = 15.0
 LOST_OF_EACH = 2  # commits of the web process, and of workers
-LOST_SHARE = 0.3
+LOST_SHARE = 0.4
+LOST_AT_LATEST = 3  # the first of them
 
 
 async def _locked(trial: Trial, seconds: float) -> None:
@@ -58,15 +59,18 @@ async def _lost(trial: Trial, *, early: bool) -> None:
     if _commits is None:
         raise RuntimeError("this cell stands on PostgreSQL")
     commits, chance = _commits, random.Random(trial.random.random())
+
+    def strikes(owner: str) -> bool:
+        cut = commits.cut[owner]
+        late = cut == 0 and commits.seen[owner] >= LOST_AT_LATEST
+        return owner != "other" and cut < LOST_OF_EACH and (late or chance.random() < LOST_SHARE)
+
     at_once = trial.turn((True, False))
     if not at_once:
         await trial.begin()
-        await trial.moment()
+        await trial.moment("upload")  # whose end is commits of both
     trial.broken()
-    commits.break_some(
-        lambda owner: owner != "other" and commits.cut[owner] < LOST_OF_EACH and chance.random() < LOST_SHARE,
-        early=early,
-    )
+    commits.break_some(strikes, early=early)
     try:
         if at_once:
             await trial.begin()

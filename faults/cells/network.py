@@ -48,7 +48,7 @@ FIRST_CUTS = [
     (who, Cut(direction, frames, offset))
     for who, direction, most in (
         ("sender", UP, 12),
-        ("sender", DOWN, 6),
+        ("sender", DOWN, 4),
         ("recipient1", UP, 6),
         ("recipient1", DOWN, 12),
     )
@@ -59,7 +59,7 @@ FIRST_CUTS = [
 
 @cell("network: cut at each of a connection's first frames -1, 0, +1 byte")
 async def cut_first_frames(trial: Trial) -> None:
-    """Each end of a frame of the first connections has its turn: of 12 or 6 frames a side and direction."""
+    """Each end of a frame that is sure to come on a first connection has its turn, on either side and in either way."""
     who, cut = trial.turn(FIRST_CUTS)
     trial.first_cuts[who] = cut
     trial.note(f"{who} {cut.direction}, frame {cut.frames}, {cut.offset:+} byte")

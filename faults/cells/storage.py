@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from faults import site
@@ -18,15 +19,21 @@ from faults.trial import MIB, Trial
 HELD_SECONDS = 4.0
 
 
-@cell("storage: no space (tmpfs)")
+def _no_tmpfs() -> str:
+    with tempfile.TemporaryDirectory(prefix="delivery-faults-") as folder:
+        if not _mount(Path(folder), MIB):
+            return "no tmpfs can be mounted"
+        _run("umount", folder)
+    return ""
+
+
+@cell("storage: no space (tmpfs)", missing=_no_tmpfs)
 async def no_space(trial: Trial) -> None:
     """Payloads lie on a file system that is too small for a while."""
     payloads = trial.stack.var / "payloads"
     payloads.mkdir(exist_ok=True)
     if not _mount(payloads, 48 * MIB):
-        trial.note("no tmpfs can be mounted here: EFBIG stands in")
-        await limited_files(trial)
-        return
+        raise OSError(f"no tmpfs can be mounted on {payloads}")
     trial.afterwards(lambda: _run("umount", "-l", str(payloads)))
     await trial.begin(big=40 * MIB + 77, before=24 * MIB - 1)  # together more than fits
     await every([trial.upload], seconds=HELD_SECONDS)
