@@ -7,6 +7,10 @@ to end well. The last line of the table is `N trials, 0 failed`; a failing trial
     stack.py      `manage.py up` in a directory of its own: its processes, killed and waited for
     site.py       the site's rows and Storage, asked in this process
     network.py    the TCP connections between one client and the server: cut, slowed, stopped, sliced
+    loss.py       packets that get lost between them, in the kernel
+    postgres.py   a PostgreSQL server of our own, and the connections to it: cut at their commits
+    steps.py      steps of a worker's tasks, and the plan to kill it at one
+    doomed.py     the Celery app of workers that carry out such plans
     people.py     senders and recipients on the supplied client
     commands.py   the same as processes of the command line, which can be killed
     trial.py      one trial: who moves what, when the fault comes, what must hold at the end
