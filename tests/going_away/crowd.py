@@ -15,7 +15,7 @@ from delivery.client.client import Client
 from tests.going_away.rig import Rig
 from tests.stack import Person, Site
 
-WINDOW_BYTES = 16 * 1024 * 1024
+WINDOW_BYTES = 32 * 1024 * 1024
 DATA = random.Random(5).randbytes(40 * 1024 * 1024 + 77)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 

@@ -12,7 +12,7 @@ from tests.conformance.peer import CHUNK, Peer, sha256
 from tests.stack import Person, Site
 
 INLINE = 65_536
-SEGMENT = 8 * 1024 * 1024
+SEGMENT = 16 * 1024 * 1024
 SIZES = [
     0,
     1,

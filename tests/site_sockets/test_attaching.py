@@ -17,7 +17,7 @@ from delivery import conf, deliver
 from delivery.errors import IntegrityError, UsageError
 from tests.commits import lost_at_commit
 
-SEGMENT = 8 * 1024 * 1024
+SEGMENT = 16 * 1024 * 1024
 SMALL, MEDIUM, LARGE = b"inline", b"m" * 1_000_000, b"l" * (SEGMENT + 1_000_000)
 
 

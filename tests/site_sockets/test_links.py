@@ -14,7 +14,7 @@ from django.utils import timezone
 from delivery import deliver
 from delivery.errors import UsageError
 
-SEGMENT = 8 * 1024 * 1024
+SEGMENT = 16 * 1024 * 1024
 DATA = os.urandom(SEGMENT + 300_000)
 NAME = 'Größe "x".html'
 

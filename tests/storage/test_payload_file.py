@@ -11,7 +11,7 @@ from delivery import deliver
 from delivery.storage import files
 from tests.stack import Site
 
-SEGMENT = 8 * 1024 * 1024
+SEGMENT = 16 * 1024 * 1024
 DATA = os.urandom(SEGMENT + 700_001)
 
 

@@ -143,7 +143,7 @@ async def test_control_events_of_other_versions_are_ignored(rig: Rig, site: Site
     await earlier.send_events()
     await site.run(earlier.send_wake_ups)
     await asyncio.sleep(0.3)
-    for seq in range(32, 64):
+    for seq in range(32, 96):
         await peer.chunk(handle, seq, DATA[seq * SIZE : (seq + 1) * SIZE])
     await peer.hear_ack(handle, 64, seconds=1.5)  # wake-ups still come: looking for itself takes 2 s
     web, _ = parts
