@@ -4,6 +4,10 @@ While everybody's window fits, everybody has it. Beyond, each gets an equal shar
 fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
 again. One user's uploads get three quarters of the budget at most: credit that is taken and never used must not stop
 the others.
+
+What an upload may send counts until its speed is known; from then on what it will have sent before that is stored, most
+likely. Slow uploads have little in Redis, however much they may send. Should they all begin to hurry, who has more there
+than an equal share waits.
 """
 
 from __future__ import annotations
@@ -15,15 +19,25 @@ from typing import Any
 
 from delivery.protocol.receiver import Receiver
 
+LOOK_SECONDS = 0.5
+#: So much of what comes at an upload's speed may be in Redis: storing begins after 2 s, and takes its time.
+AHEAD_SECONDS = 4.0
+
 
 @dataclass(slots=True)
 class _Account:
-    """One upload: whose it is, what it may still put into Redis, in bytes, and how its session is told that this grew."""
+    """One upload: whose it is, what it counts for, in bytes, and how its session is told that its credit grew.
+
+    `speed` in bytes a second, None until it is known; measured from the time `since`, and chunk `first`, on.
+    """
 
     user: Any
     changed: Callable[[], None]
     outstanding: int = 0
     yields: bool = False  # gets no more while others wait
+    speed: float | None = None
+    since: float | None = None
+    first: int = 0
 
 
 class CreditLedger:
@@ -33,6 +47,7 @@ class CreditLedger:
         self.budget = budget
         self._window = window
         self._total = 0
+        self._over = False  # more than the budget is in Redis
         self._of_user: Counter[Any] = Counter()
         self._accounts: dict[Receiver, _Account] = {}
         self._queues: OrderedDict[Any, OrderedDict[Receiver, None]] = OrderedDict()  # who waits, by user
@@ -101,6 +116,27 @@ class CreditLedger:
             self._take_up_again(receiver, share)
         self._hand_out()
 
+    def look(self, now: float) -> None:
+        """See how fast each upload is; to be called every `LOOK_SECONDS`. `now`: monotonic seconds."""
+        buffered = 0
+        for receiver, account in self._accounts.items():
+            self._measure(receiver, account, now)
+            self._count(receiver)
+            buffered += _buffered(receiver)
+        self._over = buffered > self.budget
+        self._hand_out()
+
+    def crowds(self, receiver: Receiver) -> bool:
+        """Return whether Redis has all that it should of uploads, and more of this one than an equal share."""
+        return self._over and _buffered(receiver) > self._share(len(self._accounts))
+
+    def _measure(self, receiver: Receiver, account: _Account, now: float) -> None:
+        if account.since is not None and receiver.received < receiver.limit:  # else it waits for us
+            came = max(0, receiver.received - account.first) * receiver.chunk_size
+            speed = came / max(LOOK_SECONDS / 2, now - account.since)
+            account.speed = speed if account.speed is None else max(speed, account.speed / 2)
+        account.since, account.first = now, receiver.received
+
     def _take_up_again(self, receiver: Receiver, share: int) -> None:
         """Give credit again now that nobody waits; where there is no room yet, wait, since nothing else moves it then."""
         account = self._accounts[receiver]
@@ -139,6 +175,7 @@ class CreditLedger:
             share = self._share(len(self._accounts))
             receiver.resize(share)
             self._release(receiver)
+            account.speed = account.since = None  # for want of credit it was as slow as we were
             self._charge(account, account.outstanding + max(receiver.chunk_size, share))
             account.changed()
 
@@ -152,8 +189,13 @@ class CreditLedger:
         return receiver if self._has_room(user, wanted) else None
 
     def _count(self, receiver: Receiver) -> None:
+        account = self._accounts[receiver]
         limit = receiver.limit if receiver.chunks is None else min(receiver.limit, receiver.chunks)
-        self._charge(self._accounts[receiver], max(0, limit - receiver.stored) * receiver.chunk_size)
+        counts = max(0, limit - receiver.stored) * receiver.chunk_size
+        if account.speed is not None:
+            likely = receiver.chunk_size + int(account.speed * AHEAD_SECONDS)
+            counts = min(counts, max(likely, _buffered(receiver)))
+        self._charge(account, counts)
 
     def _charge(self, account: _Account, outstanding: int) -> None:
         self._total += outstanding - account.outstanding
@@ -161,3 +203,7 @@ class CreditLedger:
         account.outstanding = outstanding
         if not self._of_user[account.user]:
             del self._of_user[account.user]
+
+
+def _buffered(receiver: Receiver) -> int:
+    return max(0, receiver.received - receiver.stored) * receiver.chunk_size

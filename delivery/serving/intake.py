@@ -196,6 +196,8 @@ class Intake:
             raise TransferAborted("busy", "the buffer does not answer", final=False) from error
 
     async def _flush_some(self) -> None:
+        if self._process.credit.crowds(self.receiver):
+            raise BufferUnavailable("uploads have more than their budget in Redis")
         await self._gathering.flush(self.lease)
 
     async def below(self, limit: int) -> None:

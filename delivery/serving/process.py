@@ -21,7 +21,7 @@ from delivery import conf, dispatch
 from delivery.buffer import clients, markers, memory, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
-from delivery.serving import login
+from delivery.serving import credit, login
 from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
@@ -105,6 +105,7 @@ class Process:
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
             asyncio.create_task(self._look_after_memory(), name="delivery memory"),
+            asyncio.create_task(self._every(credit.LOOK_SECONDS, self._look_at_credit), name="delivery credit"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
             asyncio.create_task(self._every(LOOK_SECONDS, self.lookout.look), name="delivery lookout"),
         ]
@@ -225,6 +226,9 @@ class Process:
         budget = conf.current().buffer_budget
         self.credit.budget = min(budget, most // 2) if most else budget
         self.buffer_full = bool(most) and used > FULL * most
+
+    async def _look_at_credit(self) -> None:
+        self.credit.look(time.monotonic())
 
     async def check_logins(self) -> None:
         """Close every connection whose login no longer holds."""

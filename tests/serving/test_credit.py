@@ -174,6 +174,52 @@ def test_who_has_to_yield_is_not_taken_for_one_who_waits_for_a_worker():
     assert not world.ledger.waits(first)
 
 
+def test_slow_uploads_count_for_what_they_send_and_not_for_what_they_may():
+    world = World(budget=4 * WINDOW)
+    slow = [world.open(100, user=user) for user in range(4)]
+    late = [world.open(100, user=10 + user) for user in range(3)]
+    assert all(world.ledger.waits(one) for one in late)
+    world.ledger.look(0.0)
+    assert not world.told  # nobody knows yet how fast they are
+    for one in slow:
+        one.received += 1
+    world.ledger.look(5.0)
+    assert world.told == late
+    assert world.ledger._total <= world.ledger.budget
+
+
+def test_who_waits_for_us_is_not_taken_for_slow():
+    world = World(budget=2 * WINDOW)
+    first, second = world.open(100, user=1), world.open(100, user=2)
+    late = world.open(100, user=3)
+    world.send(first)
+    world.send(second)
+    for now in range(10):  # Storage takes its time
+        world.ledger.look(float(now))
+    assert world.ledger.waits(late)
+
+
+def test_who_has_more_than_an_equal_share_waits_while_all_hurry():
+    world = World(budget=4 * WINDOW)
+    slow = [world.open(100, user=user) for user in range(4)]
+    late = [world.open(100, user=10 + user) for user in range(4)]
+    world.ledger.look(0.0)
+    for one in slow:
+        one.received += 1
+    world.ledger.look(5.0)
+    everybody = slow + late
+    assert not any(world.ledger.crowds(one) for one in everybody)
+    for one in everybody:
+        world.send(one)
+    world.ledger.look(5.5)
+    assert world.buffered(everybody) > world.ledger.budget
+    assert all(world.ledger.crowds(one) for one in slow)
+    for one in slow:
+        world.store(one, 16)
+    world.ledger.look(6.0)
+    assert not any(world.ledger.crowds(one) for one in everybody)
+
+
 def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
     """Let everybody send and store in a random order until all is stored; check the budget at each step."""
     live = list(uploads)
