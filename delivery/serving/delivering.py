@@ -16,6 +16,7 @@ from delivery.serving.outflow import Outflow
 from delivery.transfers import deliveries
 from delivery.transfers import events as timeline
 from delivery.transfers.deliveries import Received
+from delivery.transfers.taking import Accepted
 
 if TYPE_CHECKING:
     from delivery.serving.session import Session
@@ -91,16 +92,15 @@ def _enter_slow(session: Session, outflow: Outflow) -> None:
 
 
 async def _enter(session: Session, outflow: Outflow) -> None:
-    sender = outflow.sender
+    transfer = outflow.waiting.transfer
+    accepted = Accepted(transfer, session.require_holder(), outflow.sender.acked_bytes)
     try:
-        displaced = await session.db(
-            deliveries.take, outflow.waiting.transfer, session.require_holder(), sender.acked_bytes
-        )
+        displaced = await session.process.accepted.put(accepted)
     except Refused as refused:
         drop(session, outflow, refused.code, final=refused.code != "taken_over")
         return
     if displaced:
-        await notify.atell_channel(displaced, "taken_over", transfer=outflow.waiting.transfer.hex, lease=0)
+        await notify.atell_channel(displaced, "taken_over", transfer=transfer.hex, lease=0)
     outflow.grant()
     session.offering.made_room()
     session.wake()

@@ -33,9 +33,10 @@ from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.serving.teller import Teller
-from delivery.transfers import deliveries, events, small
+from delivery.transfers import deliveries, events, small, taking
 from delivery.transfers.deliveries import Received
 from delivery.transfers.small import SmallOffer
+from delivery.transfers.taking import Accepted
 from delivery.transfers.uploads import Finished
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class Process:
         self.teller = Teller(self)
         self.neighbours = Neighbours(self.id, self.subscriber, self.teller.tell_late)
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
+        self.accepted: Batcher[Accepted, str] = Batcher(
+            lambda batch: self._write(taking.take, batch), "accepted deliveries"
+        )
         self.received: Batcher[Received, None] = Batcher(
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
@@ -118,6 +122,7 @@ class Process:
                 await task
         await asyncio.gather(*self._unfinished, return_exceptions=True)
         await self.small.stop()
+        await self.accepted.stop()
         await self.received.stop()
         await self.questions.stop()
         await self.teller.stop()

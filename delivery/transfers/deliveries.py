@@ -17,7 +17,6 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.utils import timezone
 
 from delivery import policy
-from delivery.errors import Refused
 from delivery.models import (
     Address,
     ClientPosition,
@@ -29,10 +28,7 @@ from delivery.models import (
     TransferState,
 )
 from delivery.transfers import completing, events, locks, notices
-from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Insert, Statement, places
-
-MOST_CLIENTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,46 +153,6 @@ def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
             rows_of_groups.filter(payload__completed_at__gt=since).values_list("address", flat=True).distinct()
         )
     return found.intersection(addresses)
-
-
-def take(transfer: UUID, holder: Holder, position: int) -> str:
-    """Move a delivery to the connection that accepted it, from byte `position` on.
-
-    Returns the channel of an older connection of the same client that held it, else an empty string. Raises `Refused`
-    where the delivery is over, or a newer connection of the client holds it.
-    """
-    now = timezone.now()
-    with transaction.atomic():
-        row = locks.lock(Transfer.objects.select_related("payload").filter(pk=transfer), "self").first()
-        if row is None or row.payload.state != PayloadState.COMPLETE or row.state not in _OPEN_STATES:
-            raise Refused("expired" if row is None or row.state == TransferState.EXPIRED else "cancelled")
-        if row.payload.expires_at is not None and row.payload.expires_at <= now:
-            raise Refused("expired")
-        mine, created = ClientPosition.objects.get_or_create(
-            transfer=row, client=holder.client, defaults={"updated_at": now}
-        )
-        if mine.state == ClientState.DECLINED:  # its abort was faster through the threads than its accept
-            raise Refused("cancelled")
-        if mine.channel not in ("", holder.channel) and mine.session_order > holder.order:
-            raise Refused("taken_over")
-        displaced = mine.channel if mine.channel != holder.channel else ""
-        mine.state, mine.position, mine.updated_at = ClientState.OPEN, position, now
-        mine.session_order, mine.channel = holder.order, holder.channel
-        mine.save()
-        if created:
-            _forget_oldest(row)
-        Transfer.objects.filter(pk=row.pk).update(waiting_for="", progressed_at=now)
-    events.note("accepted", payload=row.payload_id, transfer=transfer, position=position)
-    return displaced
-
-
-_OPEN_STATES = (TransferState.LIVE, TransferState.DONE)
-
-
-def _forget_oldest(row: Transfer) -> None:
-    """Keep at most eight clients of a transfer."""
-    keep = row.clients.order_by("-updated_at").values_list("pk", flat=True)[:MOST_CLIENTS]
-    row.clients.exclude(pk__in=list(keep)).delete()
 
 
 def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
