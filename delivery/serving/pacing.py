@@ -44,6 +44,11 @@ class Pacing(Part):
         async with self._queries:
             return await self._process.db(function, *args, **kwargs)
 
+    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what `Process.change` does, at the same pace."""
+        async with self._queries:
+            return await self._process.change(function, *args, **kwargs)
+
     async def wait(self) -> None:
         """Return once more may be read."""
         if self.unflushed() >= UNFLUSHED_BYTES:

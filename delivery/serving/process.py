@@ -33,7 +33,7 @@ from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.serving.teller import Teller
-from delivery.transfers import deliveries, events, small, taking
+from delivery.transfers import deliveries, events, locks, small, taking
 from delivery.transfers.deliveries import Received
 from delivery.transfers.small import SmallOffer
 from delivery.transfers.taking import Accepted
@@ -153,6 +153,11 @@ class Process:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, lambda: _with_connections(function, *args, **kwargs))
+
+    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what `db` does for a transaction of one connection that writes: with the batches, where one may write at a time."""
+        run = self.db if locks.many_writers() else self._write
+        return await run(function, *args, **kwargs)
 
     async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`. Cancelling the caller, whose connection is gone, leaves it running; `stop` waits for it."""

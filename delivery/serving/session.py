@@ -77,6 +77,7 @@ class Session:
         self._counted = False  # among the user's connections
         self._pacing = Pacing(self)
         self.db = self._pacing.db
+        self.change = self._pacing.change
         self.timer = Timer(self)
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -101,7 +101,7 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     workers = bool(await session.process.workers_alive())
     if earlier is not None and workers:
         await _settle(session, earlier)
-    return await session.db(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+    return await session.change(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
 
 
 def _is_inline(offer: UploadOffer) -> bool:

@@ -21,6 +21,11 @@ from delivery.models import Payload, Transfer, TransferState
 Row = TypeVar("Row", bound=models.Model)
 
 
+def many_writers() -> bool:
+    """Return whether several transactions may write at once, each locking rows; else they come one after the other."""
+    return _connection(Transfer).features.has_select_for_update
+
+
 def lock(rows: models.QuerySet[Row], *of: str) -> models.QuerySet[Row]:
     """Return `rows` so that they are locked when they are read; `of`: these tables of a join alone, in this order.
 
