@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ def main() -> int:
     runner = Runner(folder, seed=seed, trials=options.trials, hurry=options.hurry)
     if options.trial is not None:
         runner.only(options.trial)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no stack is left behind
     print(f"seed {seed}, in {folder}", flush=True)
     try:
         asyncio.run(runner.run(cells))
