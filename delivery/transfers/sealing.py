@@ -80,10 +80,12 @@ def _claim(payload_id: UUID, sealer: str) -> Payload | None:
     """Return the payload if it is to be sealed and nobody who lives is at it."""
     now = timezone.now()
     dead = now - datetime.timedelta(seconds=DEAD_AFTER_SECONDS)
-    free = Q(sealing_at=None) | Q(sealing_at__lt=dead) | Q(sealing_at__gt=now + (now - dead))  # a clock may jump back
-    claimed = Payload.objects.filter(free, pk=payload_id, state=PayloadState.SEALING)
-    if not claimed.update(sealing_at=now, sealer=sealer):
-        return None
+    left = Q(sealing_at__lt=dead) | Q(sealing_at__gt=now + (now - dead))  # a clock may jump back
+    rows = Payload.objects.filter(pk=payload_id, state=PayloadState.SEALING)
+    if not rows.filter(sealing_at=None).update(sealing_at=now, sealer=sealer):
+        if not rows.filter(left).update(sealing_at=now, sealer=sealer):
+            return None
+        hashing.forget(payload_id)  # whoever is dead may hold it, and we would wait for that
     return Payload.objects.get(pk=payload_id)
 
 

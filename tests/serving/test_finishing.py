@@ -13,6 +13,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from delivery.buffer import digests
 from delivery.models import Payload, PayloadState
 from delivery.serving import finishing
 from delivery.transfers import sealing
@@ -77,4 +78,13 @@ async def test_a_killed_sealing_is_taken_up_within_ten_seconds(monkeypatch: pyte
 @pytest.mark.django_db(transaction=True)
 def test_a_sealing_whose_heartbeat_stopped_is_taken_up(valkey: None, being_sealed: Payload) -> None:
     assert _state_after(being_sealed, 3 * sealing.HEARTBEAT_SECONDS) == "sealing"
+    assert _state_after(being_sealed, sealing.DEAD_AFTER_SECONDS + 0.1) == "complete"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_sealing_that_is_taken_up_waits_for_nothing_that_the_dead_one_held(
+    valkey: None, being_sealed: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing.hashing.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
+    digests.take(being_sealed.pk)
     assert _state_after(being_sealed, sealing.DEAD_AFTER_SECONDS + 0.1) == "complete"
