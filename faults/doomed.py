@@ -37,7 +37,7 @@ def _always(*_arguments: Any, **_named: Any) -> bool:
 @worker_process_init.connect
 def _arm(**_ignored: Any) -> None:
     from delivery import notify
-    from delivery.buffer import blocks, chunks, digests, keys
+    from delivery.buffer import blocks, chunks, keys
     from delivery.storage import files
     from delivery.transfers import completing, hashing, sealing, staging, storing, uploads
 
@@ -65,7 +65,7 @@ def _arm(**_ignored: Any) -> None:
     _after(blocks, "put", "all in Redis, nobody woken")
 
     _after(sealing, "_claim", "claimed")
-    _resume(hashing, digests)
+    _resume(hashing)
     _after(sealing._Pulse, "__call__", "between two blocks")
     _before(completing, "complete", "the digest known, nothing written")
     _after(completing, "complete_locked", "complete, not committed", _while("seal"))
@@ -180,15 +180,13 @@ def _put(blocks: Any) -> None:
     blocks.put = wrapped
 
 
-def _resume(hashing: Any, digests: Any) -> None:
-    """Let go of what was hashed ahead where the plan says so, as a Redis that is emptied does."""
+def _resume(hashing: Any) -> None:
+    """Find nothing hashed ahead where the plan says so, as after Redis was emptied."""
     inner = hashing.resume
 
     @functools.wraps(inner)
     def wrapped(payload: Any) -> Any:
-        if _plan().forgets():
-            digests.drop(payload.pk)
-        result = inner(payload)
+        result = None if _plan().forgets() else inner(payload)
         _reach("what was hashed ahead in hand")
         return result
 
