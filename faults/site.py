@@ -215,10 +215,10 @@ def orphans(people: list[int], folder: Path) -> list[str]:
 
 
 def nameless(folder: Path) -> list[str]:
-    """Return the folders of payloads that have no row."""
+    """Return the folders of payloads that have files and no row. A task that comes too late leaves an empty one."""
     from delivery.models import Payload
 
-    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [path.name for path in folder.iterdir() if any(path.iterdir())] if folder.is_dir() else []
     known = {str(pk) for pk in Payload.objects.filter(pk__in=found).values_list("pk", flat=True)}
     return [name for name in found if name not in known]
 

@@ -279,7 +279,7 @@ class Trial:
         if found := await ask(site.orphans, self._people, folder):
             self.problem(f"{len(found)} orphan files that the sweep does not find: {found[:3]}")
         if found := await ask(site.nameless, folder):
-            self.problem(f"{len(found)} folders of payloads without rows: {found[:3]}")
+            self.problem(f"{len(found)} folders with files of payloads without rows: {found[:3]}")
         if keys := await ask(self.stack.keys_without_ttl):
             self.problem(f"{len(keys)} keys without a TTL: {keys[:3]}")
 

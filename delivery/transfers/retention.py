@@ -104,6 +104,7 @@ def delete_orphans(payload: UUID) -> int:
 def delete_lost() -> int:
     """Delete the folders of payloads without a row: `deliver()` was killed between copying and writing its rows.
 
+    Empty ones too, which a task leaves that comes when its payload has just been deleted.
     Only what is a day old: rows come last, and a copy that is under way has none yet. Lists all of Storage, so that the
     sweep does it once a day.
     """
@@ -120,8 +121,8 @@ def delete_lost() -> int:
 
 def _delete_folder(alias: str, payload: UUID, young: datetime.datetime) -> int:
     names = files.names(alias, payload)
-    times = [files.modified(alias, name) for name in names]
-    if not names or any(time is None or time > young for time in times):
+    times = [files.modified(alias, name) for name in names or [files.folder(payload)]]
+    if any(time is None or time > young for time in times):
         return 0
     for name in names:
         files.delete(alias, name)

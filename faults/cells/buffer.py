@@ -72,7 +72,7 @@ async def full(trial: Trial) -> None:
     trial.healed()
 
 
-@cell("redis: evicting by itself for 4 s")
+@cell("redis: evicting by itself for 4 s", deadline=45)  # less than the 60 s after which a stalled transfer starts anew
 async def evicting(trial: Trial) -> None:
     """It may keep half of what it holds, and drops what has a TTL, as the embedded one does when it is full."""
     await trial.begin()

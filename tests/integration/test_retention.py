@@ -142,14 +142,17 @@ async def test_cancelling_a_delivery_ends_it_for_one_user(
 
 
 async def test_files_of_a_payload_that_never_got_a_row_are_deleted_a_day_later(site: Site) -> None:
-    lost, fresh = uuid.uuid4(), uuid.uuid4()
+    lost, fresh, empty = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
     folder = site.stack.payload_folder
     for payload in (lost, fresh):
         (folder / str(payload)).mkdir()
         (folder / str(payload) / "0-0-abc").write_bytes(DATA)
     yesterday = time.time() - 2 * DAY.total_seconds()
     os.utime(folder / str(lost) / "0-0-abc", (yesterday, yesterday))
+    (folder / str(empty)).mkdir()  # by a task that came too late
+    os.utime(folder / str(empty), (yesterday, yesterday))
     assert await site.run(retention.delete_lost) == 1
     assert not (folder / str(lost)).exists()
+    assert not (folder / str(empty)).exists()
     assert (folder / str(fresh) / "0-0-abc").exists()
     shutil.rmtree(folder / str(fresh))
