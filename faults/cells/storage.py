@@ -175,7 +175,7 @@ async def damaged_after(trial: Trial) -> None:
 async def changed_in_place(trial: Trial) -> None:
     """Its recipient must not get a mixture; the payload fails visibly."""
     people = await trial.people(1)
-    data = trial.data("place.bin", 96 * MIB)
+    data = trial.data("place.bin", 64 * MIB)
     trial.must_fail = {"place.bin"}
     source = trial.folder / "place.bin"
     source.write_bytes(data)
@@ -183,7 +183,7 @@ async def changed_in_place(trial: Trial) -> None:
     recipient = await trial.party("recipient", people[0], rate=12e6, receive=True)
     move = recipient.expect("place.bin", len(data))
     recipient.receive()
-    share = trial.random.random() * 0.4  # the range after the next is read after the change
+    share = trial.random.random() * 0.3  # the range after the next is read after the change
     await every([move], seconds=30, look=lambda one: one.share > share)
     segment = (await ask(site.segments_of, payload))[0][0]
     path = trial.stack.var / "media" / segment
