@@ -1,8 +1,13 @@
 # Two commands are enough: `make run` and `make test`. Both set everything up first.
+# Other combinations, each with a VENV of its own (docs/reference/combinations.md):
+#   make test DATABASE_URL=postgres://...
+#   make test VENV=.venv-6 PYTHON=python3.13 DJANGO='>=6,<7'
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
-STAMP := .venv/requirements.stamp
+VENV ?= .venv
+DJANGO ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/requirements.stamp
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format demo bench faults
@@ -12,8 +17,9 @@ help: ## show this list
 
 # Installed again only when requirements.txt has changed since.
 $(STAMP): requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(if $(DJANGO),$(BIN)/python -m pip install --quiet --disable-pip-version-check 'Django$(DJANGO)')
 	@touch $@
 
 run: $(STAMP) ## start everything: Valkey, database, worker, beat, web (PORT=8000)
