@@ -58,6 +58,18 @@ class Move:
                 return at
         return self.ended if self.ended is not None and self.ended > moment else None
 
+    def longest_stop(self, since: float) -> float:
+        """Return the longest time (seconds) without any progress, after `since` and before the end."""
+        if self.began is None or self.ended is None or self.ended <= since:
+            return 0.0
+        start = max(self.began, since)
+        stored = max((stored for at, stored in self.moves if at <= start), default=0)
+        longest, last = 0.0, start
+        for at, now in self.moves:
+            if at > start and now > stored:
+                longest, last, stored = max(longest, at - last), at, now
+        return max(longest, self.ended - last)
+
 
 class Watch:
     """What a client tells of itself; says what must not be."""

@@ -247,6 +247,13 @@ class Trial:
             self.outcome.recovery = max(times)
             if self.outcome.recovery > self._most_recovery:
                 self.problem(f"moved again only after {self.outcome.recovery:.1f} s, at most {self._most_recovery} s")
+        self._check_going_on(self._healed_at)
+
+    def _check_going_on(self, since: float) -> None:
+        """Whoever has moved again may stand still later: on what the fault left behind where it was not yet."""
+        for move in self.moves:
+            if move.error is None and (stood := move.longest_stop(since)) > self._most_recovery:
+                self.problem(f"{move.who}: {move.name} stood still for {stood:.1f} s, at most {self._most_recovery} s")
 
     async def _check_site(self) -> None:
         problems = self.outcome.problems

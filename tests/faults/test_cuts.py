@@ -12,6 +12,7 @@ import pytest
 
 from faults import doomed
 from faults.network import DOWN, Cut, Network
+from faults.people import Move
 from faults.steps import CHILD, SEAL, STAGE, STORE, Plan
 from tests.launch.live import ROOT
 
@@ -67,3 +68,11 @@ def test_every_step_is_put_into_the_workers() -> None:
     assert doomed.app.main == "project"
     for step in (*STORE, *STAGE, *SEAL):
         assert re.search(f'"{re.escape(step.name)}"', source), step
+
+
+def test_a_transfer_that_moves_and_then_stands_still_is_seen() -> None:
+    move = Move("recipient", "big.bin", 40, began=0.0, ended=60.0)
+    move.moves = [(1.0, 10), (10.5, 20), (11.0, 30), (30.0, 30), (56.0, 40)]
+    assert move.moved_after(10.0) == 10.5
+    assert move.longest_stop(10.0) == 45.0
+    assert move.longest_stop(60.0) == 0.0
