@@ -292,9 +292,8 @@ def _members(message: Message) -> dict[str, Any]:
     members: dict[str, Any] = {"type": message.TYPE}
     for name, member in message.MEMBERS.items():
         value = getattr(message, member.field or name)
-        if value is None and member.when_none == "omit":
-            continue
-        members[name] = value
+        if value is not None or member.when_none != "omit":
+            members[name] = value
     return members
 
 
@@ -312,9 +311,8 @@ def check(message: Message, kinds: Mapping[str, type[Message]]) -> None:
     """
     members = _members(message)
     text = _text(message, members)
-    kind = kinds.get(message.TYPE)
     try:
-        if kind is None:
+        if (kind := kinds.get(message.TYPE)) is None:
             raise ProtocolViolation("unknown control message")
         parsed = {name: list(value) if type(value) is tuple else value for name, value in members.items()}
         if "\\u" in text:
@@ -333,8 +331,7 @@ def decode(text: str, kinds: Mapping[str, type[Message]]) -> Message:
     name = members.get("type")
     if not isinstance(name, str):
         raise ProtocolViolation("control message without a type")
-    kind = kinds.get(name)
-    if kind is None:
+    if (kind := kinds.get(name)) is None:
         raise ProtocolViolation("unknown control message")
     return kind(**_checked(kind, members))
 

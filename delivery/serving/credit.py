@@ -2,7 +2,7 @@
 
 While everybody's window fits, everybody has it. Beyond, each gets an equal share; and where not even one chunk each
 fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
-again. One user's uploads get three quarters of the budget at most: credit that is taken and never used must not stop
+again. What little is left of an upload it gets in one go, if there is room: one task then stores it. One user's uploads get three quarters of the budget at most: credit that is taken and never used must not stop
 the others.
 
 What an upload may send counts until its speed is known; from then on what it will have sent before that is stored, most
@@ -41,11 +41,12 @@ class _Account:
 
 
 class CreditLedger:
-    """The budget of one web process, in bytes. Belongs to its event loop."""
+    """The budget of one web process, in bytes. Belongs to its event loop. `segment`: what one task stores at most."""
 
-    def __init__(self, budget: int, window: int) -> None:
+    def __init__(self, budget: int, window: int, segment: int = 0) -> None:
         self.budget = budget
         self._window = window
+        self._segment = segment
         self._total = 0
         self._over = False  # more than the budget is in Redis
         self._of_user: Counter[Any] = Counter()
@@ -172,12 +173,20 @@ class CreditLedger:
             self._wait_no_more(receiver)
             if account.user in self._queues:
                 self._queues.move_to_end(account.user)  # the others first
-            share = self._share(len(self._accounts))
-            receiver.resize(share)
+            grant = self._grant(receiver, account)
+            receiver.resize(grant)
             self._release(receiver)
             account.speed = account.since = None  # for want of credit it was as slow as we were
-            self._charge(account, account.outstanding + max(receiver.chunk_size, share))
+            self._charge(account, account.outstanding + max(receiver.chunk_size, grant))
             account.changed()
+
+    def _grant(self, receiver: Receiver, account: _Account) -> int:
+        share = self._share(len(self._accounts))
+        if receiver.size is None:
+            return share
+        left = receiver.size - receiver.stored * receiver.chunk_size
+        room = min(self.budget - self._total, self._most_of_one - self._of_user[account.user])
+        return left if share < left <= min(self._segment, self._window, room) else share
 
     def _next(self) -> Receiver | None:
         """Return whose turn it is, None where nobody waits or there is no room yet: first who has least."""

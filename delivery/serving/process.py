@@ -86,7 +86,7 @@ class Process:
         )
         self.questions = Questions(self)
         self.hearing = Hearing()
-        self.credit = CreditLedger(options.buffer_budget, options.window)
+        self.credit = CreditLedger(options.buffer_budget, options.window, options.segment_size)
         self.buffer_full = False
         self.connections = Connections()
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends

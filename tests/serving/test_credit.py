@@ -220,6 +220,21 @@ def test_who_has_more_than_an_equal_share_waits_while_all_hurry():
     assert not any(world.ledger.crowds(one) for one in everybody)
 
 
+def test_what_is_left_is_given_in_one_go_where_there_is_room():
+    world = World(budget=4 * WINDOW, window=2 * WINDOW)
+    world.ledger = CreditLedger(4 * WINDOW, 2 * WINDOW, WINDOW)
+    first, second = world.open(32, user=1), world.open(32, user=2)
+    small = [world.open(12, user=10 + user) for user in range(8)]  # an equal share is 6 chunks
+    assert all(world.ledger.waits(one) for one in small)
+    world.send(first)
+    world.store(first, 32)
+    world.ledger.leave(first)
+    given = [world.send(one) for one in small]
+    assert given[:2] == [12, 12]
+    assert world.ledger._total <= world.ledger.budget
+    assert second.limit == 32
+
+
 def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
     """Let everybody send and store in a random order until all is stored; check the budget at each step."""
     live = list(uploads)
