@@ -157,3 +157,15 @@ def test_a_quota_is_charged_up_to_its_edge(alice: User) -> None:
 def test_a_quota_without_an_edge_can_be_charged(alice: User) -> None:
     quotas.reserve(alice, Quota(stored=2**70, live=2**40, in_flight=2**90), 6, live=True)
     assert Usage.objects.get().stored == 6
+
+
+def test_events_of_what_is_gone_do_not_break_the_sites_own_transaction(alice: User) -> None:
+    kept = delivery(alice)
+    with transaction.atomic():
+        events.note("offered", payload=kept.payload_id)
+        events.note("offered", payload=new_id())
+    with transaction.atomic():  # as in a view with ATOMIC_REQUESTS
+        User.objects.create_user("bob")
+        events.write()
+    assert User.objects.filter(username="bob").exists()
+    assert Event.objects.get(kind="offered").payload_id == kept.payload_id
