@@ -233,9 +233,12 @@ def _note_served(transfer: UUID, payload: UUID) -> None:
 
 def decline(transfer: UUID, client: str) -> None:
     """Note that a client does not want it, or ended it for good; its user's other clients are still offered it."""
-    ClientPosition.objects.update_or_create(
-        transfer_id=transfer,
-        client=client,
-        defaults={"state": ClientState.DECLINED, "updated_at": timezone.now(), "channel": ""},
-    )
+    with transaction.atomic():
+        # An accept that came just before reads the position before it writes it: it has to be through, or to see this.
+        locks.hold(Transfer.objects.filter(pk=transfer))
+        ClientPosition.objects.update_or_create(
+            transfer_id=transfer,
+            client=client,
+            defaults={"state": ClientState.DECLINED, "updated_at": timezone.now(), "channel": ""},
+        )
     events.note("declined", transfer=transfer)

@@ -18,10 +18,11 @@ from django.utils import timezone
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import completing, deliveries, ending, forgetting, locks, quotas, small, uploads
+from delivery.transfers import completing, deliveries, ending, forgetting, locks, quotas, small, taking, uploads
 from delivery.transfers.deliveries import Received
 from delivery.transfers.holders import Holder
 from delivery.transfers.small import SmallOffer
+from delivery.transfers.taking import Accepted
 from tests.launch.live import wait_until
 
 pytestmark = [
@@ -142,6 +143,17 @@ def test_positions_are_noted_while_deliveries_finish(alice: User) -> None:
         deliveries.finish([Received(rows[1].pk, "phone", 5)])
     noting.result(10)
     assert Transfer.objects.get(pk=rows[0].pk).position == 3
+
+
+def test_a_decline_waits_for_who_reads_positions_to_write_them(alice: User) -> None:
+    row = delivery(complete_payload(), alice)
+    ClientPosition.objects.create(transfer=row, client=HOLDER.client, updated_at=timezone.now())
+    with transaction.atomic():
+        locks.hold(Transfer.objects.filter(pk=row.pk))
+        declining = blocked(deliveries.decline, row.pk, HOLDER.client)
+        assert taking.take([Accepted(row.pk, HOLDER, 3)]) == [""]
+    declining.result(10)
+    assert ClientPosition.objects.get(transfer=row).state == "declined"
 
 
 def test_events_are_written_while_their_payload_is_changed(upload: Transfer) -> None:
