@@ -194,12 +194,14 @@ async def test_an_offer_on_an_older_connection_is_rejected(connect: Connect, ali
     assert not second.has_heard("abort")
 
 
-async def test_an_older_connection_may_take_what_the_newer_one_has_left(connect: Connect, alice: Person) -> None:
+async def test_an_older_connection_may_take_what_the_newer_one_has_left(
+    connect: Connect, alice: Person, site: Site
+) -> None:
     first = await connect(alice, client="c")
     second = await connect(alice, client="c")
     handle, transfer = await part_stored(second, 1)
     await second.say("abort", transfer=transfer, handle=handle, code="paused", message="", final=False)
-    await second.settle()
+    await site.let_go(transfer)
     await first.upload(DATA, transfer=transfer, chunk_size=SIZE)
 
 
