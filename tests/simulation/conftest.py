@@ -15,16 +15,24 @@ import pytest
 from django.core.management import call_command
 from django.db import connections
 
+#: Whatever DATABASE_URL says.
+IN_MEMORY = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": ":memory:",
+    "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+    "CONN_HEALTH_CHECKS": False,
+}
+
 
 @pytest.fixture(scope="module")
 def rows(django_db_blocker: Any) -> Iterator[None]:
     """Have this process's Django work on an empty database in memory."""
     options = connections.settings["default"]
-    before, level = options["NAME"], logging.root.manager.disable
+    before, level = dict(options), logging.root.manager.disable
     connections.close_all()
     per_context = connections._connections
     connections._connections = SimpleNamespace()  # type: ignore[assignment]
-    options["NAME"] = ":memory:"
+    options.update(IN_MEMORY)
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # threads are steps of the one loop here
     logging.disable(logging.CRITICAL)
     try:
@@ -34,6 +42,9 @@ def rows(django_db_blocker: Any) -> Iterator[None]:
     finally:
         logging.disable(level)
         del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
-        options["NAME"] = before
-        connections["default"].connection.close()  # Django keeps one that is in memory
+        connection = connections["default"].connection
+        if connection is not None:
+            connection.close()  # Django keeps one that is in memory
+        options.clear()
+        options.update(before)
         connections._connections = per_context
