@@ -99,7 +99,7 @@ class LiveStack:
             return "delivery is up" in self.log()
 
         try:
-            wait_until(ready, what="stack")
+            wait_until(ready, what="stack", seconds=120)  # with a server's migrations, three at a time on two cores
         except BaseException:
             self.stop()  # nobody else will: the caller gets no stack
             raise
