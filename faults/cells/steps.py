@@ -44,61 +44,12 @@ def _lives(pid: int) -> bool:
         return False
 
 
-@cell(
-    "worker: a pool child SIGKILLed at each step of store",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def child_storing(trial: Trial) -> None:
-    await _killed(trial, STORE, CHILD)
+def _add_cell(name: str, steps: tuple[Step, ...], victim: str) -> None:
+    @cell(name, orphans=True, most_recovery=MOST_RECOVERY, variables=VARIABLES)
+    async def killed(trial: Trial) -> None:
+        await _killed(trial, steps, victim)
 
 
-@cell(
-    "worker: a pool child SIGKILLed at each step of stage",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def child_staging(trial: Trial) -> None:
-    await _killed(trial, STAGE, CHILD)
-
-
-@cell(
-    "worker: a pool child SIGKILLed at each step of seal",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def child_sealing(trial: Trial) -> None:
-    await _killed(trial, SEAL, CHILD)
-
-
-@cell(
-    "worker: the main process SIGKILLed at each step of store",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def main_storing(trial: Trial) -> None:
-    await _killed(trial, STORE, MAIN)
-
-
-@cell(
-    "worker: the main process SIGKILLed at each step of stage",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def main_staging(trial: Trial) -> None:
-    await _killed(trial, STAGE, MAIN)
-
-
-@cell(
-    "worker: the main process SIGKILLed at each step of seal",
-    orphans=True,
-    most_recovery=MOST_RECOVERY,
-    variables=VARIABLES,
-)
-async def main_sealing(trial: Trial) -> None:
-    await _killed(trial, SEAL, MAIN)
+for _victim, _who in ((CHILD, "a pool child"), (MAIN, "the main process")):
+    for _work, _steps in (("store", STORE), ("stage", STAGE), ("seal", SEAL)):
+        _add_cell(f"worker: {_who} SIGKILLed at each step of {_work}", _steps, _victim)
