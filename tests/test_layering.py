@@ -24,7 +24,8 @@ ARROWS: dict[str, str] = {
     # what clients need too: no Django
     "errors": "",
     "protocol": "",
-    "client": "protocol",
+    "sockets": "",
+    "client": "protocol sockets",
     # the ground of the server
     "conf": "",
     "checks": "conf protocol dispatch buffer deployment",
@@ -56,7 +57,7 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf",
+    "launch": "conf sockets",
     "management": "launch serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers",
 }
@@ -79,7 +80,7 @@ OUTSIDE = {
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WITHOUT_DJANGO = ("errors", "protocol", "client")
+WITHOUT_DJANGO = ("errors", "protocol", "sockets", "client")
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import ssl
-import sys
 from typing import cast
 from urllib.parse import urlsplit
 
 import websockets
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+from delivery import sockets
 from delivery.client.reading import LargeMessages
 from delivery.client.reasons import refused_by_http
 from delivery.client.traffic import MAX_MESSAGE_BYTES
@@ -24,8 +22,6 @@ OPEN_SECONDS = 10.0
 QUEUED_MESSAGES = 32
 WRITE_BUFFER_BYTES = 131_072
 UNSENT_BYTES = 131_072  # that the kernel takes ahead of the network: no small message overtakes what is queued there
-# Python does not name it everywhere. https://lwn.net/Articles/560082/
-TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 
 class NotNow(Exception):
@@ -87,12 +83,5 @@ async def _connect(url: str, token: str | None) -> LargeMessages:
         write_limit=WRITE_BUFFER_BYTES,
         create_connection=LargeMessages,
     )
-    _queue_little(connection)
+    sockets.queue_little(connection.transport, UNSENT_BYTES)
     return cast(LargeMessages, connection)
-
-
-def _queue_little(connection: ClientConnection) -> None:
-    line = connection.transport.get_extra_info("socket")
-    if TCP_NOTSENT_LOWAT is not None and line is not None:
-        with contextlib.suppress(OSError):  # a Unix socket has no such option
-            line.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)

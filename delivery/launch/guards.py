@@ -7,11 +7,8 @@ uvicorn's own limit of a message and, in `serving`, ours. And one thing that uvi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 import struct
-import sys
 import time
 from typing import Any
 
@@ -20,6 +17,8 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.protocol import OPEN
+
+from delivery import sockets
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
@@ -34,8 +33,6 @@ CONNECTIONS = logging.getLogger("uvicorn.error.websocket")
 
 #: That the kernel takes ahead of the network for each connection: what is said last, like 1001, waits behind no more.
 UNSENT_BYTES = 262_144
-# Python does not name it everywhere. https://lwn.net/Articles/560082/
-TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 #: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
 PIECES = "delivery.pieces"
@@ -50,7 +47,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        _queue_little(transport)
+        sockets.queue_little(transport, UNSENT_BYTES)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -217,10 +214,3 @@ def _head(kind: int, length: int) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", kind, 126, length)
     return struct.pack("!BBQ", kind, 127, length)
-
-
-def _queue_little(transport: asyncio.Transport) -> None:
-    line = transport.get_extra_info("socket")
-    if TCP_NOTSENT_LOWAT is not None and line is not None:
-        with contextlib.suppress(OSError):  # a Unix socket has no such option
-            line.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
