@@ -111,6 +111,16 @@ class Connection:
         self.gone.set()
 
 
+async def end_proxy(server: asyncio.Server | None, tasks: set[asyncio.Task[None]]) -> None:
+    """Take no more connections, and end those that a proxy serves in `tasks`."""
+    if server is not None:
+        server.close()
+    for task in list(tasks):
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
 class Network:
     """A port on 127.0.0.1 that leads to the server. `async with`."""
 
@@ -141,12 +151,7 @@ class Network:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_proxy(self._server, self._tasks)
 
     # -- faults ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.network import reset
+from faults.network import end_proxy, reset
 from faults.stack import free_port, until
 
 USER = "postgres"
@@ -139,12 +139,7 @@ class Commits:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_proxy(self._server, self._tasks)
 
     def break_some(self, strikes: Callable[[str], bool], *, early: bool) -> None:
         """Cut at the commits for which `strikes`, given whose they are, is true.
