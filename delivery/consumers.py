@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
 FAIR_MESSAGES = 8  # taken in a row, until others have their turn
-PIECES = "delivery.pieces"  # an ASGI extension, which `launch.guards` has
+PIECES, STRAIGHT = "delivery.pieces", "delivery.straight"  # ASGI extensions, which `launch.guards` has
 
 
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -118,6 +118,8 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _begin(self, found: Login | Refusal) -> None:
         self.session = Session(self, found)
         self.session.start()
+        if STRAIGHT in (self.scope.get("extensions") or ()):
+            await self._send({"type": STRAIGHT, "take": self.session.take})
         await self.join(notify.group_of(drain.WORKERS))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
@@ -126,6 +128,11 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await (self.session.text(message["text"]) if data is None else self.session.data(data))
         elif self.plain is not None:
             await self.plain.take(message["text"] if data is None else data)
+
+    async def delivery_pace(self, message: dict[str, Any]) -> None:
+        """More came straight to the session than may be in memory alone: nothing is read meanwhile."""
+        if self.session is not None:
+            await self.session.pace()
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         self._close_code = message.get("code")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import bulk, keys
+from delivery.buffer import bulk, keys, puts
 from delivery.buffer.clients import aclient, client, reporting
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
@@ -30,14 +30,10 @@ class BufferedRun:
 
 async def aput(payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
     """Buffer chunks from `start` on, in one round trip. Raises `BufferUnavailable`; then any of them may be missing."""
-    seconds = int(conf.current().buffer_expiry)
-    with reporting():
-        pipe = aclient().pipeline(transaction=False)
-        for seq, data in enumerate(chunks, start):
-            pipe.set(keys.chunk(payload, lease, seq), data, ex=seconds)
-        end = start * chunk_size + sum(len(data) for data in chunks)
-        pipe.set(keys.progress(payload, lease), f"{chunk_size}:{end}", ex=seconds)
-        await pipe.execute()
+    end = start * chunk_size + sum(map(len, chunks))
+    values = [(keys.chunk(payload, lease, seq), data) for seq, data in enumerate(chunks, start)]
+    progress = (keys.progress(payload, lease), b"%d:%d" % (chunk_size, end))
+    await puts.aput([*values, progress], int(conf.current().buffer_expiry))
 
 
 async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """Bounds that uvicorn does not have: the head of a request, the frames of a message, answers that nobody reads.
 
 All of it before any login, so that memory and time of a connection are bounded whatever its peer does. Above it stand
-uvicorn's own limit of a message and, in `serving`, ours. And one thing that uvicorn does not offer: sending without copying.
+uvicorn's own limit of a message and, in `serving`, ours. And two things that uvicorn does not offer: sending without
+copying, and handing on what comes without a queue between.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +21,7 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN
 
 from delivery import sockets
+from delivery.launch import reading
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
@@ -26,6 +29,7 @@ MOST_FRAGMENTS = 16_384  # of one message: each costs 56 bytes beside its data
 MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_SECONDS`
 CONTROL_SECONDS = 10.0
 FAIR_SECONDS = 0.01  # of parsing without a pause for others
+FAIR_BYTES = 2 * 1024 * 1024  # of large messages handed on without one
 CLOSE_SECONDS = 2.0  # for the answer to a close, as PROTOCOL section 6 has it
 
 #: Where uvicorn's words about a single connection go: errors, and two lines for each that is accepted.
@@ -36,6 +40,13 @@ UNSENT_BYTES = 262_144
 
 #: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
 PIECES = "delivery.pieces"
+
+#: An ASGI extension, and the type of its message: `take` is called with large binary messages from now on, whenever the
+#: application waits in `receive` and nothing else waits for it. It returns False to be read from no further: then `receive`
+#: gives a message of the type `PACE`, and nothing more comes before `receive` is called again.
+STRAIGHT = "delivery.straight"
+PACE = "delivery.pace"
+
 FINAL_TEXT, FINAL_BINARY = 0x81, 0x82  # RFC 6455 section 5.2
 
 
@@ -74,6 +85,9 @@ class GuardedHttp(HttpToolsProtocol):
         """Hand over, and let go of the parser: they hold each other, until the collector of cycles comes by."""
         super().handle_websocket_upgrade()
         self.parser = None  # type: ignore[assignment]
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, GuardedWebSocket):
+            self.loop.call_soon(protocol.read_large)
 
     def _begin_head(self) -> None:
         if self._late is None:
@@ -92,6 +106,9 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     _fragments = 0
     _control_frames = 0
     _control_since = 0.0
+    _take: Callable[[bytes], bool] | None = None
+    _listening = False  # the application waits for what comes
+    _in_turn = 0  # bytes of large messages handed on since others had their turn
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,6 +118,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._take = None
         self.conn.parser.close()  # a generator that holds its connection: both would wait for the collector of cycles
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +132,52 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             # Thousands of tiny frames. libuv would read on, up to 32 times, before anybody else has their turn.
             self.transport.pause_reading()
             self.loop.call_later(taken, self._read_on)
+
+    def read_large(self) -> None:
+        """From now on, take large messages past the parser; unless its peer, before our answer, sent it something."""
+        if self.transport.is_closing() or self.conn.reader.buffer:
+            return
+        self.transport.set_protocol(reading.LargeMessages(self, reading.buffers()))
+        if self.transport.is_reading():  # uvloop looks at the kind of protocol only as it begins to read
+            self.transport.pause_reading()
+            self.transport.resume_reading()
+
+    def takes_large(self, length: int) -> bool:
+        """Return whether a whole binary message of `length` bytes may come now; else the parser knows what it is."""
+        conn = self.conn
+        within = conn.max_message_size is None or length <= conn.max_message_size
+        return within and conn.state is OPEN and conn.current_size is None and not conn.extensions
+
+    def large_received(self, data: bytes) -> None:
+        """Take a whole binary message: straight to the application where it is ready, else into its queue."""
+        self._fragments = 0
+        self._count_turn(len(data))
+        if self._take is None or not self._listening or not self.queue.empty():
+            self.frames, self.curr_msg_data_type = [data], "bytes"
+            self.send_receive_event_to_app()
+        elif not self._take(data):
+            self.queue.put_nowait({"type": PACE})  # type: ignore[arg-type,misc]
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _count_turn(self, length: int) -> None:
+        """Let others have their turn: libuv would read on, up to 32 times."""
+        if not self._in_turn:
+            self.loop.call_soon(self._end_turn)
+        self._in_turn += length
+        if self._in_turn >= FAIR_BYTES:
+            self.transport.pause_reading()
+
+    def _end_turn(self) -> None:
+        self._in_turn = 0
+        self._read_on()
+
+    async def receive(self) -> Any:
+        self._listening = True
+        try:
+            return await super().receive()
+        finally:
+            self._listening = False
 
     def _refuse_handshake(self) -> None:
         """Send why the handshake is refused (a header above 8 KiB: 431). uvicorn says nothing and waits for ever."""
@@ -170,7 +234,9 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
     async def send(self, message: Any) -> None:
-        if message["type"] == PIECES:
+        if message["type"] == STRAIGHT:
+            self._take = message["take"]
+        elif message["type"] == PIECES:
             await self._until_sendable()
             pieces = message["pieces"]
             self.transport.writelines([_head(FINAL_BINARY, sum(map(len, pieces))), *pieces])
@@ -200,10 +266,11 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
-        self.scope["extensions"][PIECES] = {}  # type: ignore[index,typeddict-unknown-key,unused-ignore]
+        self.scope["extensions"] |= {PIECES: {}, STRAIGHT: {}}  # type: ignore[operator,typeddict-item,unused-ignore]
         try:
             await super().run_asgi()
         finally:
+            self._take = None
             self.loop.call_later(CLOSE_SECONDS + 1.0, self.transport.abort)
 
 

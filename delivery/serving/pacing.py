@@ -49,6 +49,10 @@ class Pacing(Part):
         async with self._queries:
             return await self._process.change(function, *args, **kwargs)
 
+    def due(self) -> bool:
+        """Return whether to `wait` before more is read."""
+        return self.unflushed() >= UNFLUSHED_BYTES or self._crowded()
+
     async def wait(self) -> None:
         """Return once more may be read."""
         if self.unflushed() >= UNFLUSHED_BYTES:

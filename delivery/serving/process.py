@@ -18,7 +18,7 @@ from uuid import UUID
 from django.db import DatabaseError, connections
 
 from delivery import conf, dispatch
-from delivery.buffer import clients, markers, memory, workers
+from delivery.buffer import clients, markers, memory, puts, workers
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving import credit, login
@@ -131,6 +131,7 @@ class Process:
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
+        await puts.aclose()
         await clients.aclose()
         self._threads.shutdown(wait=False)
         self._writer.shutdown(wait=False)

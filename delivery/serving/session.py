@@ -211,16 +211,26 @@ class Session:
 
     async def data(self, data: bytes) -> None:
         """Take a binary message. Waits where too much of this connection is in memory alone: TCP slows the peer down."""
+        if not self.take(data):
+            await self.pace()
+
+    def take(self, data: bytes) -> bool:
+        """Take a binary message; return False where `pace` is to be awaited before the next. Raises nothing."""
         if self.deaf:
-            return
+            return True
         try:
             self.act(self.connection.receive_bytes(data, time.monotonic()))
         except ProtocolViolation as violation:
             self.refuse(violation)
+        except Exception:  # whoever calls knows nothing of sessions
+            logger.exception("connection of %s fails", self.client)
+            self.close(1011, "internal error")
+        if self.connection.outbox or self.closing:  # a nack, or the end
             self.wake()
-            return
-        if self.connection.outbox:  # a nack
-            self.wake()
+        return not self._pacing.due()
+
+    async def pace(self) -> None:
+        """Return once more may be read."""
         await self._pacing.wait()
 
     @property
