@@ -18,8 +18,7 @@ MOST_BYTES = 4 * 1024 * 1024  # larger ones grow as they come: nobody has memory
 FINAL_BINARY = 0x82
 MASKED = 0x80
 MASK_BYTES = 4
-HEAD_BYTES = {126: 4 + MASK_BYTES, 127: 10 + MASK_BYTES}  # by what the second byte says, and 6 otherwise
-LONGEST_HEAD_BYTES = 10 + MASK_BYTES
+HEAD_BYTES = {126: 4, 127: 10}  # by what the second byte says, and 2 otherwise; the mask comes behind
 SCRATCH_BYTES = 65_536
 MOST_SPARE = 8  # buffers of this process that wait for their next use
 
@@ -125,7 +124,7 @@ class LargeMessages(asyncio.BufferedProtocol):
         """Look whether what began in the buffer is a frame like the last one; else take it out again."""
         view = memoryview(buffer)[: self._at]
         head = _head_bytes(view)
-        if len(view) >= head and head + _length(view) == self._size and self._is_large(view, self._size - head):
+        if self._at >= head and head + _length(view) == self._size and self._is_large(view, self._size - head):
             self._end = self._size
             return True
         self._buffer, self._size = None, 0
@@ -187,8 +186,10 @@ class LargeMessages(asyncio.BufferedProtocol):
 
 
 def _head_bytes(view: memoryview) -> int:
-    """Return how long the head of a client's frame is, the most there can be where that is not here yet."""
-    return HEAD_BYTES.get(view[1] & 0x7F, 2 + MASK_BYTES) if len(view) > 1 else LONGEST_HEAD_BYTES
+    """Return how long the head of a frame is, mask and all, as far as what is here of it tells."""
+    if len(view) < 2:
+        return 2
+    return HEAD_BYTES.get(view[1] & 0x7F, 2) + (MASK_BYTES if view[1] & MASKED else 0)
 
 
 def _length(view: memoryview) -> int:

@@ -46,9 +46,11 @@ async def serving(application: Any) -> AsyncIterator[int]:
     task = asyncio.create_task(server._serve())
     while not server.started:
         await asyncio.sleep(0.01)
-    yield port
-    server.should_exit = True
-    await task
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await task
 
 
 @pytest.fixture
