@@ -1,4 +1,4 @@
-"""Chunks of one upload on their way into the buffer: gathered, so that about 1 MiB goes in one round trip."""
+"""Chunks of one upload on their way into the buffer: gathered, so that 1 MiB and more goes in one round trip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 from delivery.buffer import chunks
 from delivery.protocol.receiver import Receiver
 
-FLUSH_BYTES = 1024 * 1024
+FLUSH_BYTES = 1024 * 1024  # are worth it; what came since the last round trip began goes along
 GATHER_SECONDS = 0.004  # that a chunk waits for more; on a slow line none comes within it
 
 
@@ -48,14 +48,9 @@ class Gathering:
             self._wait_for_more()
 
     async def flush(self, lease: int) -> None:
-        """Put up to 1 MiB into the buffer. Raises `BufferUnavailable`; nothing is forgotten then."""
-        size = 0
-        batch: list[memoryview] = []
-        for data in self._pending:
-            batch.append(data)
-            size += len(data)
-            if size >= FLUSH_BYTES:
-                break
+        """Put all that waits into the buffer. Raises `BufferUnavailable`; nothing is forgotten then."""
+        batch = list(self._pending)
+        size = self.bytes
         work = chunks.aput(self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
         self._putting = asyncio.ensure_future(work)
         self._putting.add_done_callback(lambda done: done.cancelled() or done.exception())
