@@ -46,9 +46,8 @@ class Hashed:
     def add(self, segment: Segment) -> None:
         """Hash one more segment. Raises `StorageUnavailable`, `IntegrityError`."""
         self.seen = look_of(segment, self.seen)
-        buffer = memoryview(bytearray(files.PIECE_BYTES))
-        for piece in files.read(segment.storage, segment.name, segment.file_offset, segment.length, buffer):
-            self.sha256.update(bytes(piece))
+        for piece in files.read_bytes(segment.storage, segment.name, segment.file_offset, segment.length):
+            self.sha256.update(piece)
         self.position += segment.length
 
     def pack(self) -> bytes:

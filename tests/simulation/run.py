@@ -110,7 +110,7 @@ def _in_place(world: World) -> Iterator[None]:
         )
         put(notify, "tell_channel", lambda channel, event, /, **detail: _tell(world, "channel", channel, event, detail))
         put(dispatch, "publish", world.publish)
-        for name in ("write", "read", "delete", "names", "look"):
+        for name in ("write", "opened", "delete", "names", "look"):
             put(files, name, getattr(world, name))
         put(files, "delete_folder", lambda alias, payload: None)
         put(storing, "_commit", world.commit_later(storing._commit))

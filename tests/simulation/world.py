@@ -9,9 +9,11 @@ queue and its workers, files.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -193,10 +195,11 @@ class World:
         self.files[name] = data
         return name
 
-    def read(self, alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Any:
+    @contextlib.contextmanager
+    def opened(self, alias: str, name: str, offset: int) -> Iterator[io.BytesIO]:
         if self.storage_fails or name not in self.files:
             raise StorageUnavailable("cannot be read")
-        yield memoryview(self.files[name])[offset : offset + length]
+        yield io.BytesIO(self.files[name][offset:])
 
     def look(self, alias: str, name: str) -> str:
         if self.storage_fails or name not in self.files:

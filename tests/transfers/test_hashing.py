@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -44,14 +45,31 @@ def store(payload: Payload, offset: int) -> Segment:
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count what is read from Storage from now on."""
     counted: list[int] = []
-    read = files.read
+    opening = files.opened
 
-    def counting(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Any:
-        counted.append(length)
-        return read(alias, name, offset, length, buffer)
+    @contextlib.contextmanager
+    def counting(alias: str, name: str, offset: int) -> Iterator[Any]:
+        with opening(alias, name, offset) as raw:
+            yield _Counting(raw, counted)
 
-    monkeypatch.setattr(files, "read", counting)
+    monkeypatch.setattr(files, "opened", counting)
     return counted
+
+
+class _Counting:
+    def __init__(self, raw: Any, counted: list[int]) -> None:
+        self._raw = raw
+        self._counted = counted
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._raw.read(size)
+        self._counted.append(len(data))
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        got: int = self._raw.readinto(buffer)
+        self._counted.append(got)
+        return got
 
 
 def sealed(payload: Payload) -> str:
