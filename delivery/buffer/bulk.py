@@ -1,7 +1,8 @@
-"""Many large values of Redis, read as they come: straight from the socket to whoever wants them.
+"""Commands and replies of Redis as they come: large values straight between the socket and whoever has or wants them.
 
-redis-py's reply path reads into a buffer, copies into the parser's, and again into each value; bulk data is what this
-project moves, so here it is copied once, by the kernel. Connections, commands, timeouts and logins remain redis-py's.
+redis-py's reply path reads into a buffer, copies into the parser's, and again into each value; its packer copies what is
+sent. Bulk data is what this project moves, so here the kernel alone copies it. And each of its commands costs as much as
+ten that go out together. Connections, packing of what is small, timeouts and logins remain redis-py's.
 """
 
 from __future__ import annotations
@@ -14,42 +15,71 @@ import redis
 
 from delivery.buffer.clients import client, reporting
 
-FIRST_READ_BYTES = 16  # of a reply: room for its head, and little of the first value
+READ_AHEAD_BYTES = 4096  # of replies: what is larger is read past it, but for as much as came with its head
 LONGEST_LINE_BYTES = 512  # an error's text; the head of a value has a few bytes
 
+Command = Sequence[str | bytes | int]
 
-class Values:
-    """The values of one MGET, in the order of their keys; each has to be asked for by `length` and read to its end.
+
+class Exchange:
+    """What goes to and fro on one connection: commands, then their replies in the same order.
 
     Belongs to one thread. Failures come out as redis-py's and the socket's own: use it inside `reporting`.
     """
 
     def __init__(self, connection: Any) -> None:
-        self._socket = connection._get_socket()
-        self._carry = b""  # read already, wanted still
+        self._connection = connection
+        self._replies = connection._get_socket().makefile("rb", READ_AHEAD_BYTES)
+        self._owed = 0  # replies that have not begun
         self._left = 0  # of the current value, in bytes
-        self._head = FIRST_READ_BYTES
-        self._begun = False
+
+    def send(self, *commands: Command) -> None:
+        """Send commands, all at once."""
+        self._send(self._connection.pack_commands(commands))
+        self._owed += len(commands)
+
+    def send_value(self, name: str, value: bytes | memoryview, seconds: int) -> None:
+        """Send the command that sets the key `name` for `seconds`; the value goes out from where it lies."""
+        key, life = name.encode(), b"%d" % seconds
+        head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, len(value))
+        self._send((head, value, b"\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(life), life)))
+        self._owed += 1
+
+    def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        # Its health was looked at already; with another socket the replies would be read from the old one.
+        self._connection.send_packed_command(buffers, check_health=False)
+
+    def reply(self) -> Any:
+        """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""
+        line = self._line()
+        self._owed -= 1
+        if line[:1] == b":":
+            return int(line[1:])
+        if line[:1] == b"+":
+            return line[1:]
+        length = self._begin(line)
+        return None if length is None else self.read(length)
 
     def expect(self, count: int) -> None:
-        """Take the head of the reply: it holds `count` values. Raises `redis.RedisError`."""
+        """Take the head of a reply that holds `count` values. Raises `redis.RedisError`."""
         line = self._line()
         if line != b"*%d" % count:
-            raise redis.ResponseError(f"expected {count} values: {line[:80]!r}" if line[:1] == b"-" else "no array")
+            raise _error(line) if line[:1] == b"-" else redis.ResponseError(f"no array of {count} values")
+        self._owed += count - 1
 
     def length(self) -> int | None:
-        """Begin the next value; return its length in bytes, None where there is no such key."""
-        if self._left:
-            raise redis.InvalidResponse("a value was not read to its end")
-        self._end_value()
-        line = self._line()
-        self._head = len(line) + 4
+        """Begin the next value; return its length in bytes, None where there is no such key. Read it to its end."""
+        self._owed -= 1
+        return self._begin(self._line())
+
+    def _begin(self, line: bytes) -> int | None:
         if line in (b"$-1", b"_"):
             return None
         if line[:1] != b"$":
-            raise redis.InvalidResponse("no value")
+            raise _error(line) if line[:1] == b"-" else redis.InvalidResponse("no value")
         self._left = int(line[1:])
-        self._begun = True
+        if not self._left:
+            self._end()
         return self._left
 
     def whole(self) -> bytearray | None:
@@ -62,74 +92,88 @@ class Values:
         return value
 
     def read(self, most: int) -> bytes:
-        """Return the next bytes of the value, at most `most`; b"" at its end."""
+        """Return the next `most` bytes of the value, or what is left of it; b"" at its end."""
         wanted = min(most, self._left)
         if not wanted:
             return b""
-        piece, self._carry = self._carry[:wanted], self._carry[wanted:]
-        if len(piece) < wanted:
-            piece += self._receive(wanted - len(piece))
-        self._left -= len(piece)
+        piece: bytes = self._replies.read(wanted)
+        self._took(len(piece), wanted)
         return piece
 
     def read_into(self, view: memoryview) -> None:
         """Fill `view` with the next bytes of the value, which has at least as many."""
-        at = min(len(self._carry), len(view))
-        view[:at], self._carry = self._carry[:at], self._carry[at:]
+        at = 0
         while at < len(view):
-            got = self._socket.recv_into(view[at:])
-            if not got:
-                raise redis.ConnectionError("Redis closed the connection")
+            got = self._replies.readinto(view[at:])
+            self._took(got, 1)
             at += got
-        self._left -= at
 
-    def finish(self) -> None:
-        """Take what ends the reply. Raises `redis.RedisError` where there is more: the connection is of no more use."""
-        self._end_value()
-        if self._carry or self._left:
-            raise redis.InvalidResponse("more than was asked for")
+    def _took(self, count: int, wanted: int) -> None:
+        if count < wanted:
+            raise redis.ConnectionError("Redis closed the connection")
+        self._left -= count
+        if not self._left:
+            self._end()
 
-    def _end_value(self) -> None:
-        """Take the line end behind a value, and with it as much as the next head most likely has."""
-        if self._begun:
-            self._begun = False
-            while len(self._carry) < 2:
-                self._carry += self._receive(self._head - len(self._carry))
-            self._carry = self._carry[2:]
+    def _end(self) -> None:
+        if self._replies.read(2) != b"\r\n":
+            raise redis.InvalidResponse("no end of a value")
 
     def _line(self) -> bytes:
-        while (end := self._carry.find(b"\r\n")) < 0:
-            if len(self._carry) > LONGEST_LINE_BYTES:
-                raise redis.InvalidResponse("a line without end")
-            self._carry += self._receive(max(1, self._head - len(self._carry)))
-        line, self._carry = self._carry[:end], self._carry[end + 2 :]
-        return line
+        if self._left:
+            raise redis.InvalidResponse("a value was not read to its end")
+        line: bytes = self._replies.readline(LONGEST_LINE_BYTES)
+        if line[-2:] != b"\r\n":
+            raise redis.InvalidResponse("a line without end") if line else redis.ConnectionError("Redis closed it")
+        return line[:-2]
 
-    def _receive(self, most: int) -> bytes:
-        piece: bytes = self._socket.recv(most)
-        if not piece:
-            raise redis.ConnectionError("Redis closed the connection")
-        return piece
+    def finish(self) -> None:
+        """Raise `redis.RedisError` where replies are left: the connection is of no more use then."""
+        if self._owed or self._left:
+            raise redis.InvalidResponse("replies were not read")
+
+    def close(self) -> None:
+        """Let go of the connection, which stays open."""
+        self._replies.close()
+
+
+def _error(line: bytes) -> redis.ResponseError:
+    return redis.ResponseError(line[1:80].decode(errors="replace"))
 
 
 @contextlib.contextmanager
-def mget(names: Sequence[str]) -> Iterator[Values]:
-    """Ask for the values of `names`; the connection is kept only where all of them were read.
+def exchange() -> Iterator[Exchange]:
+    """Talk to Redis on one connection, which is kept only where every reply was read.
 
-    Blocks: for threads and workers. Raises `BufferUnavailable`.
+    Blocks: for threads and workers. Nothing is tried again. Raises `BufferUnavailable`.
     """
     with reporting():
         pool = client().connection_pool
         connection = pool.get_connection()
         whole = False
         try:
-            connection.send_command("MGET", *names)
-            values = Values(connection)
-            values.expect(len(names))
-            yield values
-            values.finish()
+            connection.check_health()
+            with contextlib.closing(Exchange(connection)) as line:
+                yield line
+                line.finish()
             whole = True
         finally:
             if not whole:
                 connection.disconnect()
             pool.release(connection)
+
+
+def run(*commands: Command) -> list[Any]:
+    """Run small commands in one round trip; return their replies. Raises `BufferUnavailable`, also where one fails."""
+    with exchange() as line:
+        line.send(*commands)
+        return [line.reply() for _ in commands]
+
+
+@contextlib.contextmanager
+def mget(names: Sequence[str]) -> Iterator[Exchange]:
+    """Ask for the values of `names`, in their order. Raises `BufferUnavailable`."""
+    with exchange() as line:
+        line.send(("MGET", *names))
+        line.expect(len(names))
+        yield line

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import bulk, keys, puts
-from delivery.buffer.clients import aclient, client, reporting
+from delivery.buffer import bulk, keys, markers, puts
+from delivery.buffer.clients import aclient, reporting
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
 
@@ -64,39 +64,46 @@ async def akeep(run: BufferedRun) -> None:
         await pipe.execute()
 
 
-def fetch(run: BufferedRun) -> Iterator[bytes]:
+def fetch(run: BufferedRun, marker: str) -> Iterator[bytes]:
     """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
+
+    Clears `marker` on the way: the work that it stands for has begun.
 
     Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
     bytes than were put there, `BufferUnavailable`.
     """
-    expected = _checksums(run)
-    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
-    with bulk.mget(names) as values:
+    names = keys.chunks(run.payload, run.lease, run.start, run.end)
+    with bulk.exchange() as line:
+        line.send(markers.clearing(marker), ("GET", _checksums(run)), ("MGET", *names))
+        line.reply()
+        expected = _unpacked(line.reply(), len(names))
+        line.expect(len(names))
         for number in range(len(names)):
-            if values.length() is None:
+            if line.length() is None:
                 raise ChunksLost(run.start + number)
             crc = 0
-            while piece := values.read(PIECE_BYTES):
+            while piece := line.read(PIECE_BYTES):
                 crc = checksum(piece, crc)
                 yield piece
             if expected is not None and crc != expected[number]:
                 raise IntegrityError(f"chunk {run.start + number} changed in the buffer")
 
 
-def _checksums(run: BufferedRun) -> tuple[int, ...] | None:
-    """Return the run's checksums, None for a run that was cut anew on resuming, which left none."""
-    with reporting():
-        packed = client().get(keys.checksums(run.payload, run.lease, run.start))
-    if packed is None or len(packed) != 4 * (run.end - run.start):
+def _unpacked(packed: bytes | None, count: int) -> tuple[int, ...] | None:
+    """Return the checksums of `count` chunks, None for a run that was cut anew on resuming, which left none."""
+    if packed is None or len(packed) != 4 * count:
         return None
-    return struct.unpack(f">{run.end - run.start}I", packed)
+    return struct.unpack(f">{count}I", packed)
+
+
+def dropping(run: BufferedRun) -> bulk.Command:
+    """Return the command that does what `drop` does."""
+    return "UNLINK", *_names(run)
 
 
 def drop(run: BufferedRun) -> None:
     """Remove what a run left in the buffer: it is stored, or wanted no more."""
-    with reporting():
-        client().unlink(*_names(run))
+    bulk.run(dropping(run))
 
 
 async def adrop(run: BufferedRun) -> None:
@@ -106,5 +113,8 @@ async def adrop(run: BufferedRun) -> None:
 
 
 def _names(run: BufferedRun) -> list[str]:
-    names = [keys.chunk(run.payload, run.lease, seq) for seq in range(run.start, run.end)]
-    return [*names, keys.checksums(run.payload, run.lease, run.start)]
+    return [*keys.chunks(run.payload, run.lease, run.start, run.end), _checksums(run)]
+
+
+def _checksums(run: BufferedRun) -> str:
+    return keys.checksums(run.payload, run.lease, run.start)

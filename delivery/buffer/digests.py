@@ -8,27 +8,28 @@ from __future__ import annotations
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import keys
-from delivery.buffer.clients import client, reporting
+from delivery.buffer import bulk, keys
 
 HELD = b"held"
 HOLD_SECONDS = 10  # longer than a holder may take; one that was killed has lost the record
 
 
+def taking(payload: UUID) -> bulk.Command:
+    """Return the command that does what `take` does, and answers what it returns."""
+    return "SET", keys.digest(payload), HELD, "EX", HOLD_SECONDS, "GET"
+
+
 def take(payload: UUID) -> bytes | None:
     """Take the record, and hold it; `HELD` where another task does, None where there is none. Put it back or drop it."""
-    with reporting():
-        found: bytes | None = client().set(keys.digest(payload), HELD, ex=HOLD_SECONDS, get=True)
-        return found
+    found: bytes | None = bulk.run(taking(payload))[0]
+    return found
 
 
 def put(payload: UUID, record: bytes) -> None:
     """Put the record back."""
-    with reporting():
-        client().set(keys.digest(payload), record, ex=int(conf.current().buffer_expiry))
+    bulk.run(("SET", keys.digest(payload), record, "EX", int(conf.current().buffer_expiry)))
 
 
 def drop(payload: UUID) -> None:
     """Let go without a record."""
-    with reporting():
-        client().unlink(keys.digest(payload))
+    bulk.run(("UNLINK", keys.digest(payload)))

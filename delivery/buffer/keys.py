@@ -18,6 +18,12 @@ def chunk(payload: UUID, lease: int, seq: int) -> str:
     return _key("c", payload.hex, lease, seq)
 
 
+def chunks(payload: UUID, lease: int, start: int, end: int) -> list[str]:
+    """What `chunk` returns for chunks `start` to `end` (exclusive)."""
+    before = _key("c", payload.hex, lease, "")
+    return [f"{before}{seq}" for seq in range(start, end)]
+
+
 def checksums(payload: UUID, lease: int, start: int) -> str:
     """CRC-32C of each chunk of the run that begins at chunk `start`, as big-endian u32."""
     return _key("k", payload.hex, lease, start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from delivery.buffer import keys
+from delivery.buffer import bulk, keys
 from delivery.buffer.clients import aclient, client, reporting
 
 FIRST_SECONDS = 2.0
@@ -26,7 +26,11 @@ def claim(name: str, *, seconds: float) -> bool:
         return bool(client().set(keys.marker(name), "1", nx=True, px=int(seconds * 1000)))
 
 
+def clearing(name: str) -> bulk.Command:
+    """Return the command that does what `clear` does."""
+    return "UNLINK", keys.marker(name)
+
+
 def clear(name: str) -> None:
     """Remove a marker: the work it stood for has begun, and may be asked for again."""
-    with reporting():
-        client().unlink(keys.marker(name))
+    bulk.run(clearing(name))

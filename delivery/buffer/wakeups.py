@@ -12,18 +12,17 @@ from typing import Any
 import redis
 import redis.asyncio.client
 
-from delivery.buffer import keys
-from delivery.buffer.clients import client, new_subscriber_client, reporting
+from delivery.buffer import bulk, keys
+from delivery.buffer.clients import new_subscriber_client
 
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 
 
-def publish(topic: str, message: dict[str, Any]) -> None:
-    """Tell every web process that waits on `topic`. `message`: ids and numbers, JSON."""
-    with reporting():
-        client().publish(keys.channel(topic), json.dumps(message, separators=(",", ":")))
+def publishing(topic: str, message: dict[str, Any]) -> bulk.Command:
+    """Return the command that tells every web process that waits on `topic`. `message`: ids and numbers, JSON."""
+    return "PUBLISH", keys.channel(topic), json.dumps(message, separators=(",", ":"))
 
 
 class Subscriber:

@@ -70,14 +70,20 @@ def look_of(segment: Segment, before: int) -> int:
     return checksum(files.look(segment.storage, segment.name).encode(), before)
 
 
-def follow(payload: UUID) -> None:
-    """Hash what has been stored and joins on, unless another task does. Never raises: it is work done ahead."""
-    if PySha256 is None:
+def possible() -> bool:
+    """Return whether a state of SHA-256 can be put down here."""
+    return PySha256 is not None
+
+
+def follow(payload: UUID, record: bytes | None) -> None:
+    """Hash what has been stored and joins on. Never raises: it is work done ahead.
+
+    `record`: what taking it gave (`digests.taking`); nothing is done where another task holds it.
+    """
+    if record == digests.HELD:
         return
     try:
-        record = digests.take(payload)
-        if record != digests.HELD:
-            _follow(payload, record)
+        _follow(payload, record)
     except (BufferUnavailable, StorageUnavailable, IntegrityError) as error:
         logger.info("payload %s is hashed when it is sealed: %s", payload, error)
         forget(payload)
@@ -100,7 +106,7 @@ def _follow(payload: UUID, record: bytes | None) -> None:
 
 def resume(payload: Payload) -> Hashed | None:
     """Return how far a payload is hashed, and hold it; None where everything has to be read."""
-    if PySha256 is None:
+    if not possible():
         return None
     try:
         record = _wait_for(payload.pk)
@@ -148,6 +154,6 @@ def keep(payload: UUID, hashed: Hashed) -> None:
 
 def forget(payload: UUID) -> None:
     """Remove what is known of a payload's hash."""
-    if PySha256 is not None:
+    if possible():
         with contextlib.suppress(BufferUnavailable):
             digests.drop(payload)

@@ -17,7 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from delivery import conf, dispatch, notify, policy
-from delivery.buffer import chunks, markers
+from delivery.buffer import bulk, chunks, digests, markers
 from delivery.buffer.chunks import BufferedRun
 from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refused, StaleLease, StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState
@@ -53,6 +53,10 @@ class StoreOrder:
     def run(self) -> BufferedRun:
         return BufferedRun(self.payload, self.lease, self.start, self.end, self.chunk_size)
 
+    @property
+    def marker(self) -> str:
+        return dispatch.store_marker(self.payload, self.lease, self.start)
+
     def arguments(self) -> dict[str, Any]:
         """Return the JSON form, as a task's arguments."""
         return asdict(self) | {"transfer": self.transfer.hex, "payload": self.payload.hex}
@@ -70,8 +74,8 @@ def store(order: StoreOrder, *, worker: str) -> None:
     What goes wrong is told in the wake-up: `lost` with the chunk that is gone, `unstored` where Storage fails.
     """
     try:
-        markers.clear(dispatch.store_marker(order.payload, order.lease, order.start))
         if order.again and not _needed(order):
+            markers.clear(order.marker)
             _drop_void(order)
             return _tell_position(order, worker)
         name = files.write(
@@ -95,7 +99,7 @@ def store(order: StoreOrder, *, worker: str) -> None:
 def _bytes_of(order: StoreOrder) -> Iterator[bytes]:
     """Yield the chunks of a run. Raises as `chunks.fetch` does, and `IntegrityError` where they have another length."""
     length = 0
-    for data in chunks.fetch(order.run):
+    for data in chunks.fetch(order.run, order.marker):
         length += len(data)
         yield data
     if length != order.length:
@@ -157,13 +161,26 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             files.delete(alias, name)
         raise
     else:
-        # Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
-        notify.wake(order.payload, "stored", lease=order.lease, position=row.position, worker=worker)
-        chunks.drop(order.run)
-        if not completed:
-            hashing.follow(order.payload)
+        _settle(order, row.position, worker, completed=completed)
         return
     _tell_position(order, worker)
+
+
+def _settle(order: StoreOrder, position: int, worker: str, *, completed: bool) -> None:
+    """Do what comes behind the commit: wake who waits, drop the chunks, hash what is stored.
+
+    Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
+    """
+    told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
+    ahead = hashing.possible() and not completed
+    taken = [digests.taking(order.payload)] if ahead else []
+    try:
+        *_, record = bulk.run(told, chunks.dropping(order.run), *taken)
+    except BufferUnavailable as error:  # whoever waits looks for itself, and the chunks expire
+        logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
+        return
+    if ahead:
+        hashing.follow(order.payload, record)
 
 
 def _complete(row: Transfer, order: StoreOrder, digest: str) -> bool:

@@ -1,4 +1,4 @@
-"""Bulk replies, read as they come: from a real server, and in every cut that a socket can make of them."""
+"""Bulk exchanges: with a real server, and with replies in every cut that a socket can make of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import redis
 
+from delivery import conf
 from delivery.buffer import bulk
 from delivery.errors import BufferUnavailable
 
 
 class _Line:
-    """A connection of redis-py's, as far as `Values` needs one, whose other end gives `reply` in pieces."""
+    """A connection of redis-py's, as far as `Exchange` needs one, whose other end gives `reply` in pieces."""
 
     def __init__(self, reply: bytes, step: int) -> None:
         self._ours, theirs = socket.socketpair()
@@ -27,6 +28,12 @@ class _Line:
             for at in range(0, len(reply), step):
                 theirs.sendall(reply[at : at + step])
 
+    def pack_commands(self, commands: Sequence[bulk.Command]) -> list[bytes]:
+        return []
+
+    def send_packed_command(self, buffers: Sequence[bytes], *, check_health: bool) -> None:
+        """Take commands: the reply is on its way whatever they are."""
+
     def _get_socket(self) -> socket.socket:
         return self._ours
 
@@ -34,14 +41,19 @@ class _Line:
         self._ours.close()
 
 
-Given = Callable[[bytes, int], bulk.Values]
+Given = Callable[[bytes, int], bulk.Exchange]
 
 
 @pytest.fixture
 def given() -> Iterator[Given]:
-    """Return what makes values of a reply that comes in pieces of `step` bytes."""
+    """Return what makes an exchange whose replies come in pieces of `step` bytes."""
     with contextlib.ExitStack() as stack:
-        yield lambda reply, step: bulk.Values(stack.enter_context(contextlib.closing(_Line(reply, step))))
+        yield lambda reply, step: _exchange(stack, _Line(reply, step))
+
+
+def _exchange(stack: contextlib.ExitStack, line: _Line) -> bulk.Exchange:
+    stack.enter_context(contextlib.closing(line))
+    return stack.enter_context(contextlib.closing(bulk.Exchange(line)))
 
 
 def _reply(*values: bytes | None) -> bytes:
@@ -49,7 +61,8 @@ def _reply(*values: bytes | None) -> bytes:
     return b"*%d\r\n%b" % (len(values), b"".join(written))
 
 
-def _read_all(values: bulk.Values, count: int) -> Iterator[bytes | None]:
+def _read_all(values: bulk.Exchange, count: int) -> Iterator[bytes | None]:
+    values.send(("MGET",))
     values.expect(count)
     for _ in range(count):
         if values.length() is None:
@@ -72,14 +85,31 @@ def test_values_come_whole_in_every_cut(given: Given, step: int) -> None:
 def test_a_whole_value_comes_in_one_piece(given: Given, step: int) -> None:
     data = os.urandom(3000)
     values = given(_reply(data, None), step)
+    values.send(("MGET",))
     values.expect(2)
     assert (values.whole(), values.whole()) == (data, None)
     values.finish()
 
 
+@pytest.mark.parametrize("step", [1, 5, 100_000])
+def test_replies_of_several_commands_come_in_order(given: Given, step: int) -> None:
+    line = given(b":12\r\n+OK\r\n$3\r\nabc\r\n$0\r\n\r\n_\r\n" + _reply(b"x" * 5000), step)
+    assert [line.reply() for _ in range(5)] == [12, b"OK", b"abc", b"", None]
+    line.expect(1)
+    assert line.whole() == b"x" * 5000
+
+
 def test_nothing_else_is_taken_for_values(given: Given) -> None:
     with pytest.raises(redis.ResponseError, match="LOADING"):
         given(b"-LOADING the dataset\r\n", 100).expect(1)
+    with pytest.raises(redis.ResponseError, match="OOM"):
+        given(b"-OOM command not allowed\r\n", 100).reply()
+    with pytest.raises(redis.ResponseError, match="no array of 2"):
+        given(b"*1\r\n", 100).expect(2)
+    with pytest.raises(redis.InvalidResponse, match="no value"):
+        given(b"%1\r\n", 100).reply()
+    with pytest.raises(redis.InvalidResponse, match="no end"):
+        given(b"$3\r\nabcde", 100).reply()
     with pytest.raises(redis.InvalidResponse, match="a line without end"):
         given(b"*" * 2000, 100).expect(1)
 
@@ -102,8 +132,33 @@ def test_a_real_server_gives_what_was_put(valkey: None) -> None:
     assert client.get("delivery:bulk") == data
 
 
+def test_what_is_set_from_where_it_lies_is_there(valkey: None) -> None:
+    data = memoryview(bytearray(os.urandom(1_000_000)))
+    with bulk.exchange() as line:
+        line.send_value("delivery:bulk", data, 60)
+        line.send_value("delivery:empty", b"", 60)
+        line.send(("STRLEN", "delivery:bulk"), ("TTL", "delivery:empty"))
+        assert [line.reply() for _ in range(4)] == [b"OK", b"OK", len(data), 60]
+    assert bulk.run(("GET", "delivery:bulk"), ("GET", "delivery:none"), ("GET", "delivery:empty")) == [data, None, b""]
+
+
+def test_a_command_that_fails_is_told(valkey: None) -> None:
+    with pytest.raises(BufferUnavailable):
+        bulk.run(("SET", "delivery:bulk", "x", "EX", 60), ("LPUSH", "delivery:bulk", "y"), ("GET", "delivery:bulk"))
+    assert bulk.run(("GET", "delivery:bulk")) == [b"x"]
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(valkey: None) -> None:
+    bulk.run(("SET", "delivery:bulk", "x", "EX", 60))
+    with redis.Redis.from_url(conf.current().redis_url) as other:
+        other.client_kill_filter(_type="normal", skipme=True)
+    assert bulk.run(("GET", "delivery:bulk")) == [b"x"]
+
+
 def test_a_connection_that_was_not_read_to_its_end_is_not_used_again(valkey: None) -> None:
     bulk.client().set("delivery:bulk", b"x" * 100_000, ex=60)
     with pytest.raises(BufferUnavailable), bulk.mget(["delivery:bulk"]):
         pass
+    with pytest.raises(BufferUnavailable), bulk.exchange() as line:
+        line.send(("PING",))
     assert bulk.client().get("delivery:bulk") == b"x" * 100_000

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import hiredis
 import redis
 
 
 class Store:
-    """What it holds. `away`: nobody reaches it. Every key must have a TTL: `forever` names those that have none."""
+    """What it holds. `away`: nobody reaches it. Every key must have a TTL: `forever` names those that have none.
 
-    def __init__(self, now: Callable[[], float], chance: random.Random) -> None:
+    `hear`: what is published, with its channel.
+    """
+
+    def __init__(self, now: Callable[[], float], chance: random.Random, hear: Callable[[str, bytes], None]) -> None:
+        self.hear = hear
         self.away = False
         self.now = now
         self.chance = chance
@@ -86,8 +91,9 @@ class Store:
     def _info(self, section: str) -> dict[str, int]:
         return {"used_memory": 1, "maxmemory": 0}
 
-    def _publish(self, channel: str, message: str) -> int:
-        return 0  # there is one web process at a time
+    def _publish(self, channel: str, message: bytes) -> int:
+        self.hear(channel, message)
+        return 1
 
     def _zadd(self, key: str, members: dict[str, float]) -> int:
         found = self._live(key) or {}
@@ -131,29 +137,75 @@ class Client:
         return None
 
 
-class Connection:
-    """For bulk replies: what the socket gives is what a server would have written there (RESP)."""
+class Connection(io.RawIOBase):
+    """For bulk exchanges: what is sent and what the socket gives is what a server would read and write there (RESP)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._reply = io.BytesIO()
+        self._commands = hiredis.Reader()
+        self._replies = io.BytesIO()
 
-    def send_command(self, command: str, *names: str) -> None:
-        values = self._store.do(command.lower(), names)
-        written = [b"$-1\r\n" if value is None else b"$%d\r\n%b\r\n" % (len(value), value) for value in values]
-        self._reply = io.BytesIO(b"*%d\r\n%b" % (len(names), b"".join(written)))
+    def check_health(self) -> None:
+        return None
+
+    def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
+        return [hiredis.pack_command(command) for command in commands]
+
+    def send_packed_command(self, buffers: Iterable[bytes], *, check_health: bool) -> None:
+        at = self._replies.tell()
+        self._replies.seek(0, io.SEEK_END)
+        for buffer in buffers:
+            self._commands.feed(bytes(buffer))
+            while command := self._commands.gets():
+                self._replies.write(_written(self._run(*command)))
+        self._replies.seek(at)
+
+    def _run(self, name: bytes, *args: bytes) -> Any:
+        command = name.decode().lower()
+        if command == "publish":
+            return self._store.do(command, args[0].decode(), args[1])
+        if command == "set":
+            return self._store.do(command, args[0].decode(), args[1], **_options(args[2:]))
+        names = [one.decode() for one in args]
+        return self._store.do(command, names) if command == "mget" else self._store.do(command, *names)
 
     def _get_socket(self) -> Connection:
         return self
 
-    def recv(self, most: int) -> bytes:
-        return self._reply.read(self._store.chance.randint(1, most))
+    def makefile(self, mode: str, buffering: int) -> io.BufferedReader:
+        return io.BufferedReader(self, buffering)
 
-    def recv_into(self, view: memoryview) -> int:
-        return self._reply.readinto(view)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, view: Any) -> int:
+        return self._replies.readinto(memoryview(view)[: self._store.chance.randint(1, len(view))])
 
     def disconnect(self) -> None:
         return None
+
+
+def _options(words: Sequence[bytes]) -> dict[str, Any]:
+    """Return the options behind the value of a SET."""
+    options: dict[str, Any] = {}
+    left = [word.decode().lower() for word in reversed(words)]
+    while left:
+        word = left.pop()
+        options[word] = float(left.pop()) if word in ("ex", "px") else True
+    return options
+
+
+def _written(reply: Any) -> bytes:
+    """Return a reply as a server writes it."""
+    if reply is True:
+        return b"+OK\r\n"
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if reply is None:
+        return b"$-1\r\n"
+    if isinstance(reply, list):
+        return b"*%d\r\n%b" % (len(reply), b"".join(map(_written, reply)))
+    return b"$%d\r\n%b\r\n" % (len(reply), reply)
 
 
 class Pipeline:

@@ -20,7 +20,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from delivery import dispatch, make_token, models, notify
-from delivery.buffer import blocks, bulk, chunks, clients, digests, markers, memory, wakeups, webs, workers
+from delivery.buffer import blocks, bulk, chunks, clients, digests, markers, memory, webs, workers
 from delivery.client import client as client_module
 from delivery.errors import DeliveryError
 from delivery.serving import process
@@ -101,7 +101,6 @@ def _in_place(world: World) -> Iterator[None]:
                 put(module, "client", lambda: world.client)
             if hasattr(module, "aclient"):
                 put(module, "aclient", lambda: world.aclient)
-        put(wakeups, "publish", world.wake)
         put(notify, "_send", world.send_control)
         put(
             notify,

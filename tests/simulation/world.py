@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import io
+import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from uuid import UUID
 from websockets.frames import Close
 
 from delivery import dispatch
+from delivery.buffer import keys
 from delivery.buffer import workers as worker_rows
 from delivery.client.client import Client
 from delivery.client.dialing import NotNow
@@ -46,7 +48,7 @@ class World:
         self.pace = chance.choice((0.01, 0.05, 0.15))  # mean seconds that one message takes
         self.work = chance.choice((0.01, 0.1, 0.5))  # mean seconds that each half of a task takes
         self.trouble = 1.0  # how likely what may be lost is lost: 0 once all is healed
-        self.redis = Store(loop.time, chance)
+        self.redis = Store(loop.time, chance, self.wake)
         self.client, self.aclient = RedisClient(self.redis), AsyncClient(self.redis)
         self.files: dict[str, bytes] = {}
         self.storage_fails = False
@@ -115,12 +117,11 @@ class World:
                 message = {"type": f"delivery.{event}", **detail}
                 self.later(self.delay(), consumer.inbox.put_nowait, message)
 
-    def wake(self, topic: str, message: dict[str, Any]) -> None:
+    def wake(self, channel: str, message: bytes) -> None:
         """Stand where Redis's pub/sub would."""
-        if self.redis.away:
-            raise BufferUnavailable("away")
+        topic = channel[len(keys.channel("")) :]
         if self.web is not None and not self.lost(0.15):
-            self.later(self.delay(), self.web.subscriber.hear, topic, message, owner=self.web.proc)
+            self.later(self.delay(), self.web.subscriber.hear, topic, json.loads(message), owner=self.web.proc)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
