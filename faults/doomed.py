@@ -47,7 +47,7 @@ def _arm(**_ignored: Any) -> None:
 
     _fetch(chunks)
     _after(files, "write", "the file written, no row yet")
-    _after(uploads, "locked_under", "the transfer locked")
+    _after(uploads, "lock_under", "the transfer locked")
     _after(storing, "_advance", "the row written, not committed")
     _before(notify, "waking", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
     _before(hashing, "follow", "woken, not hashed yet")

@@ -22,6 +22,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Payload, Segment
 from delivery.protocol.frames import checksum
 from delivery.storage import files, payloads
+from delivery.transfers.rows import Statement
 
 try:
     from rehashes import PySha256
@@ -31,6 +32,12 @@ except ImportError:  # there are no wheels for this platform
 logger = logging.getLogger(__name__)
 
 MOST_SEGMENTS = 4  # hashed by one task: its worker has other work
+_JOINING = Statement(
+    Segment,
+    "SELECT {offset}, {length}, {storage}, {name}, {file_offset} FROM {table}"
+    " WHERE {payload} = %s AND {offset} >= %s ORDER BY {offset}",
+    *("payload", "offset"),
+)
 LOOK_SECONDS = 0.005
 MOST_LOOKS = 400  # for a state that another task holds: 2 s
 
@@ -93,14 +100,13 @@ def _follow(payload: UUID, record: bytes | None) -> None:
     hashed = Hashed(0, PySha256(), 0) if record is None else Hashed.unpack(record)
     if hashed is None:
         return digests.drop(payload)
-    joining = Segment.objects.filter(payload_id=payload, offset__gte=hashed.position).order_by("offset")
-    segments = list(joining[: MOST_SEGMENTS + 1])
-    if record is None and len(segments) > MOST_SEGMENTS:
+    joining = _JOINING.fetch(payload, hashed.position)
+    if record is None and len(joining) > MOST_SEGMENTS:
         return digests.drop(payload)  # the state was lost: too much to begin anew between two tasks
-    for segment in segments[:MOST_SEGMENTS]:
-        if segment.offset != hashed.position:
+    for offset, length, alias, name, file_offset in joining[:MOST_SEGMENTS]:
+        if offset != hashed.position:
             break
-        hashed.add(segment)
+        hashed.add(Segment(storage=alias, name=name, file_offset=file_offset, length=length))
     return digests.put(payload, hashed.pack())
 
 

@@ -23,8 +23,24 @@ from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refus
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
 from delivery.transfers import completing, ending, events, hashing, quotas, uploads
+from delivery.transfers.rows import Insert, Statement
 
 logger = logging.getLogger(__name__)
+
+Run = tuple[int, int]  # offset and length in bytes
+
+_INSERT = Insert(Segment, "payload", "storage", "name", "offset", "length")
+_BEYOND = Statement(
+    Segment,
+    "SELECT {offset}, {length} FROM {table} WHERE {payload} = %s AND {offset} >= %s ORDER BY {offset}",
+    *("payload", "offset"),
+)
+_ADVANCE = Statement(
+    Transfer,
+    "UPDATE {table} SET {position} = %s, {progressed_at} = %s, {expires_at} = %s, {worker} = %s, {waiting_for} = %s"
+    " WHERE {id} = %s",
+    *("position", "progressed_at", "expires_at", "worker", "waiting_for", "id"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,33 +135,27 @@ def _drop_void(order: StoreOrder) -> None:
             chunks.drop(order.run)
 
 
-def _covered(order: StoreOrder, position: int = 0) -> bool:
-    """Return whether any segment from `position` on overlaps the run: another attempt was faster."""
+def _covered(order: StoreOrder) -> bool:
+    """Return whether any segment overlaps the run: another attempt was faster."""
     end = order.offset + order.length
-    found = Segment.objects.filter(payload_id=order.payload, offset__gte=position, offset__lt=end)
-    before = found.order_by("-offset")
+    before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset")
     last = before.values_list("offset", "length").first()
     return last is not None and sum(last) > order.offset
 
 
 def _commit(order: StoreOrder, name: str, worker: str) -> None:
     """Commit the segment's row under its lease; a loser deletes only its own file."""
-    alias, completed, settled = conf.current().storage, False, False
+    alias, completed, settled, position = conf.current().storage, False, False, 0
     digest = hashing.of_file(alias, name, order.length) if order.completes and order.offset == 0 else None
     try:
         with transaction.atomic():
-            row = uploads.locked_under(order.transfer, order.lease)
-            if row.position > order.offset or _covered(order, row.position):
-                raise StaleLease("another attempt stored this run")
-            Segment.objects.create(
-                payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length
-            )
-            if row.payload.size is None:
-                _charge(row, order)
-            if order.ends is not None:
-                uploads.learn(row.payload, order.ends, None)
-            _advance(row, worker)
-            completed = digest is not None and _complete(row, order, digest)
+            position, size = uploads.lock_under(order.payload, order.transfer, order.lease)
+            beyond = _room(order, position)
+            _INSERT.run([(order.payload, alias, name, order.offset, order.length)])
+            if size is None:
+                _grow(order)
+            position = _advance(order, position, beyond, worker)
+            completed = digest is not None and _complete(order, position, digest)
             settled = True
     except StaleLease:
         files.delete(alias, name)
@@ -161,7 +171,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             files.delete(alias, name)
         raise
     else:
-        _settle(order, row.position, worker, completed=completed)
+        _settle(order, position, worker, completed=completed)
         return
     _tell_position(order, worker)
 
@@ -183,14 +193,26 @@ def _settle(order: StoreOrder, position: int, worker: str, *, completed: bool) -
         hashing.follow(order.payload, record)
 
 
-def _complete(row: Transfer, order: StoreOrder, digest: str) -> bool:
+def _room(order: StoreOrder, position: int) -> list[Run]:
+    """Return the segments that were stored beyond `position`, in order.
+
+    Raises `StaleLease` where the run is stored already, by another attempt that was faster.
+    """
+    beyond = _BEYOND.fetch(order.payload, position)
+    end = order.offset + order.length
+    if position > order.offset or any(at < end and at + length > order.offset for at, length in beyond):
+        raise StaleLease("another attempt stored this run")
+    return beyond
+
+
+def _complete(order: StoreOrder, position: int, digest: str) -> bool:
     """Complete a payload that is this one segment, if its digest is the expected one.
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
     """
     payload = Payload.objects.get(pk=order.payload)  # locked with its transfer; charging has changed it
     uploads.learn(payload, order.length, order.sha256 or None)
-    if payload.state != PayloadState.STORING or row.position != payload.size:
+    if payload.state != PayloadState.STORING or position != payload.size:
         return False
     if payload.expected_sha256 not in ("", digest):
         return False
@@ -198,29 +220,43 @@ def _complete(row: Transfer, order: StoreOrder, digest: str) -> bool:
     return True
 
 
-def _charge(row: Transfer, order: StoreOrder) -> None:
-    """Charge the quota with a segment of a payload whose size nobody knew at the offer. Raises `Refused`."""
+def _grow(order: StoreOrder) -> None:
+    """Charge the quota with a segment of a payload whose size nobody knew at the offer; learn it with its last one.
+
+    Raises `Refused`.
+    """
+    row = Transfer.objects.select_related("payload", "user").get(pk=order.transfer)
     if not quotas.grow(row.payload, policy.current().quota(row.user), order.length):
         raise Refused("too_large", "the user's quota is used up")
+    uploads.learn(row.payload, order.ends, None)
 
 
-def _advance(row: Transfer, worker: str) -> None:
-    """Move the position over every segment that joins on."""
-    found = Segment.objects.filter(payload_id=row.payload_id, offset__gte=row.position).order_by("offset")
-    for offset, length in found.values_list("offset", "length"):
-        if offset != row.position:
+def _advance(order: StoreOrder, position: int, beyond: list[Run], worker: str) -> int:
+    """Move the position over every segment that joins on; return it."""
+    position = _joined(position, sorted([*beyond, (order.offset, order.length)]))
+    now, expires = _times()
+    _ADVANCE.run(position, now, expires, worker, "", order.transfer)
+    return position
+
+
+def _joined(position: int, segments: list[Run]) -> int:
+    """Return how far the segments reach from `position` on without a gap."""
+    for offset, length in segments:
+        if offset != position:
             break
-        row.position += length
-    progressed(row)
-    row.worker = worker
-    row.save(update_fields=["position", "progressed_at", "expires_at", "worker", "waiting_for"])
+        position += length
+    return position
+
+
+def _times() -> tuple[datetime.datetime, datetime.datetime]:
+    """Return when a transfer that moves now has moved, and when it expires."""
+    now = timezone.now()
+    return now, now + datetime.timedelta(seconds=conf.current().upload_expiry)
 
 
 def progressed(row: Transfer) -> None:
     """Note progress: the transfer expires so much later."""
-    now = timezone.now()
-    row.progressed_at = now
-    row.expires_at = now + datetime.timedelta(seconds=conf.current().upload_expiry)
+    row.progressed_at, row.expires_at = _times()
     row.waiting_for = ""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from delivery.models import Segment
 from delivery.serving.intake import Intake
 from delivery.transfers import storing
 from tests.simulation.run import simulate
@@ -35,18 +34,15 @@ async def _ack_what_is_only_buffered(self: Intake) -> None:
     self._reports.changed()
 
 
-def _advance_over_gaps(row: Any, worker: str) -> None:
-    for segment in Segment.objects.filter(payload_id=row.payload_id).order_by("offset"):
-        row.position = max(row.position, segment.offset + segment.length)
-    storing.progressed(row)
-    row.save()
+def _joined_over_gaps(position: int, segments: list[storing.Run]) -> int:
+    return max(position, *(sum(segment) for segment in segments))
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "seeds"),
     [
         (Intake, "_flush_some", _ack_what_is_only_buffered, range(5)),
-        (storing, "_advance", _advance_over_gaps, range(5)),
+        (storing, "_joined", _joined_over_gaps, range(5)),
     ],
     ids=["acks what is only buffered", "advances over gaps"],
 )

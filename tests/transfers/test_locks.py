@@ -15,6 +15,7 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.utils import timezone
 
+from delivery.errors import StaleLease
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
@@ -95,7 +96,7 @@ def _blocks() -> bool:
 
 def test_a_cancel_waits_for_a_segment_that_is_being_committed(upload: Transfer) -> None:
     with transaction.atomic():
-        uploads.locked_under(upload.pk, 1)
+        assert uploads.lock_under(upload.payload_id, upload.pk, 1) == (5, 5)
         cancelling = blocked(ending.cancel_payload, upload.payload_id, by="")
         Segment.objects.create(payload_id=upload.payload_id, storage="delivery", name="x", offset=0, length=5)
         upload.save(update_fields=["position"])
@@ -103,16 +104,33 @@ def test_a_cancel_waits_for_a_segment_that_is_being_committed(upload: Transfer) 
     assert not Segment.objects.exists()
 
 
-def test_a_transfer_is_not_locked_before_its_payload(upload: Transfer) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["both rows", "what each task needs"])
+def test_a_transfer_is_not_locked_before_its_payload(upload: Transfer, whole: bool) -> None:
     def look() -> int:
         with transaction.atomic():
-            return uploads.locked_under(upload.pk, 1).lease
+            if whole:
+                return uploads.locked_under(upload.pk, 1).position
+            return uploads.lock_under(upload.payload_id, upload.pk, 1)[0]
 
     with transaction.atomic():
         locks.hold(Payload.objects.all())
         looking = blocked(look)
         assert Transfer.objects.select_for_update(nowait=True).get() == upload
-    assert looking.result(10) == 1
+        Transfer.objects.update(position=4)
+    assert looking.result(10) == 4
+
+
+def test_a_lease_that_is_raised_meanwhile_is_noticed(upload: Transfer) -> None:
+    def lock() -> None:
+        with transaction.atomic():
+            uploads.lock_under(upload.payload_id, upload.pk, 1)
+
+    with transaction.atomic():
+        uploads.locked_under(upload.pk, 1)
+        locking = blocked(lock)
+        Transfer.objects.update(lease=2)
+    with pytest.raises(StaleLease):
+        locking.result(10)
 
 
 def test_an_upload_that_completes_while_it_is_offered_again_is_finished(alice: User, upload: Transfer) -> None:
