@@ -131,12 +131,9 @@ class Link(Traffic):
                 if self.core.welcomed:
                     self._offer_due()
                 self.core.queue_acks(time.monotonic())
-            parcel, blocks = self._parcel()
-            if parcel:
+            if parcel := self._parcel():
                 await self._socket.send_all(parcel)
                 self.core.sent(time.monotonic())
-                for feed, block in blocks:
-                    feed.sent(block)
             elif not self._wake.is_set():
                 await self._wake.wait()
 
@@ -151,23 +148,20 @@ class Link(Traffic):
         outbox = self.core.outbox
         return [messages.encode(outbox.popleft()) for _ in range(len(outbox))]
 
-    def _parcel(self) -> tuple[list[str | memoryview], list[tuple[Feed, Block]]]:
+    def _parcel(self) -> list[str | bytes]:
         """Return what goes out together: control messages, and chunks in their turns until they are enough.
 
-        A small payload goes whole, with its offer and `finish`. The blocks are to be given back once they are sent.
+        A small payload goes whole, with its offer and `finish`.
         """
-        parcel: list[str | memoryview] = [*self._texts()]
-        blocks: list[tuple[Feed, Block]] = []
+        parcel: list[str | bytes] = [*self._texts()]
         size = 0
         while size < PARCEL_BYTES and (sender := self.core.next_turn()) is not None:
-            feed = self._feeds.get(sender.handle)
-            block = self._turn(sender, feed)
-            if feed is not None and block is not None:
-                parcel.append(block.message)
-                blocks.append((feed, block))
+            block = self._turn(sender, self._feeds.get(sender.handle))
+            if block is not None:
+                parcel.append(block.frame)
                 size += block.length
             parcel += self._texts()
-        return parcel, blocks
+        return parcel
 
     def _turn(self, sender: Sender, feed: Feed | None) -> Block | None:
         """Take a sender's turn; return the chunk that it sends."""

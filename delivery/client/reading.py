@@ -29,14 +29,14 @@ class LargeMessages(ClientConnection):
         self._others: list[memoryview] = []  # for `websockets`
         self._pieces: list[memoryview] | None = None  # of the current frame, where that is a large message
 
-    async def send_all(self, messages: Sequence[str | bytes | memoryview]) -> None:
-        """Send whole messages, in one write where the socket takes it. Raises as `send` does."""
+    async def send_all(self, messages: Sequence[str | bytes]) -> None:
+        """Send texts and whole masked frames, in one write where the socket takes it. Raises as `send` does."""
         async with self.send_context():
             for message in messages:
                 if isinstance(message, str):
                     self.protocol.send_text(message.encode())
                 else:
-                    self.protocol.send_binary(message)
+                    self.protocol.writes.append(message)
 
     def data_received(self, data: bytes) -> None:
         if self._splitting:

@@ -12,6 +12,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
+from tests.client.unframing import unframed
+
 LOST = object()
 QUEUED = 6  # messages that fit on the way before the sender of them has to wait
 
@@ -119,16 +121,13 @@ class ClientEnd:
             return await self.recv()
         return message
 
-    async def send(self, message: Any) -> None:
-        if self._lost is not None:
-            raise self._lost
-        await self._wire.up.send(bytes(message) if isinstance(message, memoryview) else message)
-        if self._lost is not None:
-            raise self._lost
-
-    async def send_all(self, messages: Sequence[Any]) -> None:
+    async def send_all(self, messages: Sequence[str | bytes]) -> None:
         for message in messages:
-            await self.send(message)
+            if self._lost is not None:
+                raise self._lost
+            await self._wire.up.send(message if isinstance(message, str) else bytes(unframed(message).data))
+            if self._lost is not None:
+                raise self._lost
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         self._wire.cut()
