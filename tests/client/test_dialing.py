@@ -1,0 +1,49 @@
+"""What a client asks of the socket that it opened."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from delivery.client import dialing
+
+TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)
+pytestmark = pytest.mark.skipif(TCP_CONGESTION is None, reason="the platform lets nobody choose")
+
+
+class Line:
+    """A transport of `line`, whose peer is said to be at `peer`."""
+
+    def __init__(self, line: socket.socket, peer: object) -> None:
+        self.extra = {"socket": line, "peername": peer}
+
+    def get_extra_info(self, name: str) -> object:
+        return self.extra[name]
+
+
+def congestion_control(line: socket.socket) -> bytes:
+    return line.getsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("peer", "unpaced"),
+    [
+        (("127.0.0.1", 80), True),
+        (("127.0.1.1", 80), True),
+        (("::1", 80, 0, 0), True),
+        (("192.0.2.7", 80), False),
+        (("fe80::1%eth0", 80, 0, 2), False),
+        ("/run/a.sock", False),
+        (None, False),
+    ],
+)
+def test_nothing_is_paced_to_a_peer_on_this_machine_only(
+    peer: object, unpaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as line:
+        default = congestion_control(line)
+        other = b"cubic" if default == b"reno" else b"reno"
+        monkeypatch.setattr(dialing, "UNPACED", other)
+        dialing._pace_nothing_locally(Line(line, peer))
+        assert congestion_control(line) == (other if unpaced else default)
