@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from delivery.client.files import FOLDER, candidates, clean_name, sync_directory, write_atomically
+from delivery.client.files import FOLDER, candidates, clean_name, sync_directory
+from delivery.client.notes import Note, Sidecar, prune
 from delivery.client.sinks import Saved
 from delivery.errors import IntegrityError, StorageUnavailable, UsageError
 from delivery.protocol.frames import CHUNK_SIZE_MIN
@@ -33,23 +33,7 @@ except ImportError:  # Windows: two processes that save the same transfer are th
 WRITE_BYTES = 262_144  # larger writes are ten times slower on some kernels
 SYNC_BYTES = 16_777_216
 SYNC_SECONDS = 2.0
-RECEIPT_DAYS = 30
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What `<transfer>.json` says. `position`: bytes of the part that are durable. `state`: partial, complete, saved.
-
-    Complete means that the digest agreed, and that the part is being moved to `path`.
-    """
-
-    transfer: str
-    size: int | None
-    position: int = 0
-    state: str = "partial"
-    sha256: str | None = None
-    path: str | None = None
 
 
 class FileSink:
@@ -63,6 +47,9 @@ class FileSink:
 
     def __init__(self, directory: Path, transfer: str, name: str, size: int | None, *, pool: Executor) -> None:
         self._directory = directory
+        self._folder = directory / FOLDER
+        self._part = self._folder / f"{transfer}.part"
+        self._sidecar = Sidecar(self._folder / f"{transfer}.json", transfer)
         self._name = clean_name(name)
         self._pool = pool
         self._busy = asyncio.Lock()
@@ -127,8 +114,7 @@ class FileSink:
         """Make the bytes below `position` durable, and then say so; more is written meanwhile."""
         self._synced_at = time.monotonic()
         with self._naming_failures():
-            await asyncio.get_running_loop().run_in_executor(self._pool, _flush, self._file)
-        await self._call(lambda: self._write_note(replace(self._note, position=position), durable=False))
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._make_durable, position)
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -151,23 +137,11 @@ class FileSink:
 
     # -- in a thread -----------------------------------------------------------------------------------------------
 
-    @property
-    def _folder(self) -> Path:
-        return self._directory / FOLDER
-
-    @property
-    def _part(self) -> Path:
-        return self._folder / f"{self._note.transfer}.part"
-
-    @property
-    def _sidecar(self) -> Path:
-        return self._folder / f"{self._note.transfer}.json"
-
     def _open(self) -> Saved | None:
         if self._file >= 0:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
-        if (saved := self._receipt(self._read_note())) is not None:
+        if (saved := self._receipt(self._sidecar.read())) is not None:
             return saved
         self._file = self._lock(os.open(self._part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666))
         try:
@@ -177,7 +151,7 @@ class FileSink:
             raise
 
     def _find_position(self) -> Saved | None:
-        note = self._read_note()
+        note = self._sidecar.read()
         if (saved := self._receipt(note)) is not None:  # another process saved it while we came for the lock
             self._part.unlink(missing_ok=True)
             self._release()
@@ -212,16 +186,9 @@ class FileSink:
             os.close(self._file)
             self._file = -1
 
-    def _read_note(self) -> Note | None:
-        try:
-            note = Note(**json.loads(self._sidecar.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        return note if note.transfer == self._note.transfer and note.position >= 0 else None
-
     def _write_note(self, note: Note, *, durable: bool = True) -> None:
         self._note = note
-        write_atomically(self._sidecar, json.dumps(asdict(note)).encode(), durable=durable)
+        self._sidecar.write(note, durable=durable)
 
     def _rehash(self, length: int) -> int:
         """Hash what an earlier process kept; return how many bytes that were."""
@@ -255,8 +222,11 @@ class FileSink:
         """Make the data durable first, and only then say so."""
         self._synced_at = time.monotonic()
         if self._file >= 0 and self._position != self._note.position:
-            _flush(self._file)
-            self._write_note(replace(self._note, position=self._position), durable=False)
+            self._make_durable(self._position)
+
+    def _make_durable(self, position: int) -> None:
+        _flush(self._file)
+        self._write_note(replace(self._note, position=position), durable=False)
 
     def _close(self) -> None:
         try:
@@ -287,7 +257,7 @@ class FileSink:
         sync_directory(self._directory)
         self._part.unlink(missing_ok=True)
         self._release()
-        _prune(self._folder)
+        prune(self._folder)
         return self._saved(self._note)
 
     def _moved(self, target: Path) -> bool:
@@ -309,7 +279,7 @@ class FileSink:
     def _discard(self) -> None:
         self._release()
         self._part.unlink(missing_ok=True)
-        self._sidecar.unlink(missing_ok=True)
+        self._sidecar.remove()
         self._position = 0
         self._hash = hashlib.sha256()
         self._note = Note(self._note.transfer, self._note.size)
@@ -333,14 +303,3 @@ def _move(part: Path, target: Path) -> bool:
             return False
         os.replace(part, target)
     return True
-
-
-def _prune(folder: Path) -> None:
-    """Remove receipts that no server can ask for any more."""
-    oldest = time.time() - RECEIPT_DAYS * 86_400
-    for sidecar in folder.glob("*.json"):
-        try:
-            if sidecar.stat().st_mtime < oldest and not sidecar.with_suffix(".part").exists():
-                sidecar.unlink()
-        except OSError:
-            continue
