@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
-import socket
 import ssl
 from typing import cast
 from urllib.parse import urlsplit
@@ -24,8 +21,6 @@ SUBPROTOCOL = Subprotocol("delivery.v1")
 OPEN_SECONDS = 10.0
 QUEUED_MESSAGES = 32
 WRITE_BUFFER_BYTES = 131_072
-TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)  # Linux
-UNPACED = b"reno"  # every Linux has it, and lets everybody choose it
 UNSENT_BYTES = 131_072  # that the kernel takes ahead of the network: no small message overtakes what is queued there
 
 
@@ -89,18 +84,5 @@ async def _connect(url: str, token: str | None) -> LargeMessages:
         create_connection=LargeMessages,
     )
     sockets.queue_little(connection.transport, UNSENT_BYTES)
-    _pace_nothing_locally(connection.transport)
+    sockets.pace_nothing_locally(connection.transport)
     return cast(LargeMessages, connection)
-
-
-def _pace_nothing_locally(transport: asyncio.BaseTransport) -> None:
-    """Send without timers to a peer on this machine, where there is no network to be gentle with.
-
-    Where the system's default is BBR, it arms a timer for every few segments, which costs a tenth of an upload.
-    """
-    line, peer = transport.get_extra_info("socket"), transport.get_extra_info("peername")
-    if TCP_CONGESTION is None or line is None or not isinstance(peer, tuple):
-        return
-    if ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
-        with contextlib.suppress(OSError):
-            line.setsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, UNPACED)

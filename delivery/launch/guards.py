@@ -59,6 +59,7 @@ class GuardedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         sockets.queue_little(transport, UNSENT_BYTES)
+        sockets.pace_nothing_locally(transport)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

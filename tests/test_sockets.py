@@ -1,4 +1,4 @@
-"""What a client asks of the socket that it opened."""
+"""What both ends ask of their sockets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from delivery.client import dialing
+from delivery import sockets
 
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)
 pytestmark = pytest.mark.skipif(TCP_CONGESTION is None, reason="the platform lets nobody choose")
@@ -44,6 +44,6 @@ def test_nothing_is_paced_to_a_peer_on_this_machine_only(
     with socket.socket() as line:
         default = congestion_control(line)
         other = b"cubic" if default == b"reno" else b"reno"
-        monkeypatch.setattr(dialing, "UNPACED", other)
-        dialing._pace_nothing_locally(Line(line, peer))
+        monkeypatch.setattr(sockets, "UNPACED", other)
+        sockets.pace_nothing_locally(Line(line, peer))
         assert congestion_control(line) == (other if unpaced else default)
