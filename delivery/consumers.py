@@ -35,6 +35,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _task: asyncio.Task[Any] | None = None
     _abandoned = False
     _takes_pieces = False
+    _gives_straight = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection, and clean up whatever ends it.
@@ -55,7 +56,8 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
         self.scope, self.base_send = scope, send
-        self._takes_pieces = PIECES in (scope.get("extensions") or ())
+        extensions = scope.get("extensions") or ()
+        self._takes_pieces, self._gives_straight = PIECES in extensions, STRAIGHT in extensions
         self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
@@ -118,7 +120,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _begin(self, found: Login | Refusal) -> None:
         self.session = Session(self, found)
         self.session.start()
-        if STRAIGHT in (self.scope.get("extensions") or ()):
+        if self._gives_straight:
             await self._send({"type": STRAIGHT, "take": self.session.take})
         await self.join(notify.group_of(drain.WORKERS))
 

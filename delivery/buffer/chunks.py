@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import bulk, keys, markers, puts
+from delivery.buffer import bulk, keys, markers
 from delivery.buffer.clients import aclient, reporting
+from delivery.buffer.puts import Puts
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
 
@@ -28,12 +29,12 @@ class BufferedRun:
     chunk_size: int
 
 
-async def aput(payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
-    """Buffer chunks from `start` on, in one round trip. Raises `BufferUnavailable`; then any of them may be missing."""
+async def aput(puts: Puts, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
+    """Buffer chunks from `start` on, in one round trip over `puts`. Raises `BufferUnavailable`; then any of them may be missing."""
     end = start * chunk_size + sum(map(len, chunks))
     values = [(keys.chunk(payload, lease, seq), data) for seq, data in enumerate(chunks, start)]
     progress = (keys.progress(payload, lease), b"%d:%d" % (chunk_size, end))
-    await puts.aput([*values, progress], int(conf.current().buffer_expiry))
+    await puts.put([*values, progress], int(conf.current().buffer_expiry))
 
 
 async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -23,21 +22,6 @@ Data = bytes | bytearray | memoryview
 IDLE_SECONDS = 25.0  # without a reply: who knows what is between us and Redis; a new connection costs a millisecond
 LONGEST_REPLY_BYTES = 512
 PIECES = 3  # that a command is written in: what stands before its data, the data, what stands behind
-
-
-async def aput(values: Iterable[tuple[str, Data]], seconds: int) -> None:
-    """Set each value by its name, for so many seconds. Nobody may change the data until it returns.
-
-    Raises `BufferUnavailable`: any of them may be missing then. Cancelling leaves the writing running.
-    """
-    with reporting():
-        await _puts().put(values, seconds)
-
-
-async def aclose() -> None:
-    """Close the running loop's connection."""
-    if (puts := _by_loop.pop(asyncio.get_running_loop(), None)) is not None:
-        await puts.close()
 
 
 class _Pending:
@@ -118,8 +102,8 @@ class _Replies(asyncio.Protocol):
             self._pending.popleft().end(error)
 
 
-class _Puts:
-    """The connection of one event loop, opened when it is first needed, and anew when it was lost."""
+class Puts:
+    """Such a connection, opened when it is first needed, and anew when it was lost. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._replies: _Replies | None = None
@@ -127,6 +111,14 @@ class _Puts:
         self._opening = asyncio.Lock()
 
     async def put(self, values: Iterable[tuple[str, Data]], seconds: int) -> None:
+        """Set each value by its name, for so many seconds. Nobody may change the data until it returns.
+
+        Raises `BufferUnavailable`: any of them may be missing then. Cancelling leaves the writing running.
+        """
+        with reporting():
+            await self._put(values, seconds)
+
+    async def _put(self, values: Iterable[tuple[str, Data]], seconds: int) -> None:
         replies = self._replies if self._replies is not None and self._replies.usable else await self._open()
         pieces = list(_commands(values, seconds))
         done = replies.expect(len(pieces) // PIECES)
@@ -151,6 +143,7 @@ class _Puts:
             return self._replies
 
     async def close(self) -> None:
+        """Close the connection; the next `put` opens another."""
         connection, self._connection, self._replies = self._connection, None, None
         if connection is not None:
             await connection.disconnect(nowait=True)
@@ -164,10 +157,3 @@ def _commands(values: Iterable[tuple[str, Data]], seconds: int) -> Iterator[Data
         yield b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, len(data))
         yield data
         yield tail
-
-
-_by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Puts] = weakref.WeakKeyDictionary()
-
-
-def _puts() -> _Puts:
-    return _by_loop.setdefault(asyncio.get_running_loop(), _Puts())

@@ -18,7 +18,8 @@ from uuid import UUID
 from django.db import DatabaseError, connections
 
 from delivery import conf, dispatch
-from delivery.buffer import clients, markers, memory, puts, workers
+from delivery.buffer import clients, markers, memory, workers
+from delivery.buffer.puts import Puts
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving import credit, login
@@ -71,6 +72,7 @@ class Process:
         options = conf.current()
         self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
+        self.puts = Puts()
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable(self.cache.note_dropped)
         self.lookout = Lookout(self)
@@ -131,7 +133,7 @@ class Process:
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
-        await puts.aclose()
+        await self.puts.close()
         await clients.aclose()
         self._threads.shutdown(wait=False)
         self._writer.shutdown(wait=False)

@@ -13,16 +13,18 @@ import redis
 
 from delivery.buffer import clients, puts
 from delivery.buffer.clients import aclient, client
+from delivery.buffer.puts import Puts
 from delivery.errors import BufferUnavailable
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-async def putting(valkey: None) -> AsyncIterator[None]:
-    """Close the connections of the test's loop behind it."""
-    yield
-    await puts.aclose()
+async def putting(valkey: None) -> AsyncIterator[Puts]:
+    """A connection to a Valkey."""
+    puts = Puts()
+    yield puts
+    await puts.close()
     await clients.aclose()
 
 
@@ -30,68 +32,68 @@ async def connections() -> int:
     return len(await aclient().client_list()) - 1
 
 
-async def test_what_is_put_is_there_and_expires(putting: None) -> None:
+async def test_what_is_put_is_there_and_expires(putting: Puts) -> None:
     large, view = os.urandom(MIB), memoryview(os.urandom(300_000))[12:]
-    await puts.aput([("a", large), ("b", view), ("c", b"")], 60)
+    await putting.put([("a", large), ("b", view), ("c", b"")], 60)
     assert (client().get("a"), client().get("b"), client().get("c")) == (large, bytes(view), b"")
     assert 0 < client().ttl("a") <= 60
 
 
-async def test_many_at_once_share_one_connection(putting: None) -> None:
+async def test_many_at_once_share_one_connection(putting: Puts) -> None:
     values = {f"k{number}": os.urandom(200_000) for number in range(30)}
-    await asyncio.gather(*(puts.aput([(name, data)], 60) for name, data in values.items()))
+    await asyncio.gather(*(putting.put([(name, data)], 60) for name, data in values.items()))
     assert {name: client().get(name) for name in values} == values
     assert await connections() <= 2  # this one, and that of the fixture's client
 
 
-async def test_a_server_that_is_full_is_reported_and_used_again(putting: None) -> None:
+async def test_a_server_that_is_full_is_reported_and_used_again(putting: Puts) -> None:
     used = client().info("memory")["used_memory"]
     client().config_set("maxmemory", used + 2 * MIB)
     client().config_set("maxmemory-policy", "noeviction")
     with pytest.raises(BufferUnavailable, match="ResponseError"):
-        await puts.aput([(f"k{number}", os.urandom(MIB)) for number in range(8)], 60)
+        await putting.put([(f"k{number}", os.urandom(MIB)) for number in range(8)], 60)
     client().config_set("maxmemory", 0)
-    await puts.aput([("k", b"x")], 60)
+    await putting.put([("k", b"x")], 60)
     assert client().get("k") == b"x"
 
 
-async def test_a_connection_that_is_lost_is_opened_again(putting: None) -> None:
-    await puts.aput([("k", b"x")], 60)
+async def test_a_connection_that_is_lost_is_opened_again(putting: Puts) -> None:
+    await putting.put([("k", b"x")], 60)
     client().client_kill_filter(_type="normal", skipme=True)
     with contextlib.suppress(BufferUnavailable):  # where it was not noticed yet
-        await puts.aput([("k", b"y")], 60)
-    await puts.aput([("k", b"z")], 60)
+        await putting.put([("k", b"y")], 60)
+    await putting.put([("k", b"z")], 60)
     assert client().get("k") == b"z"
 
 
-async def test_a_server_that_does_not_answer_is_given_up(putting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_does_not_answer_is_given_up(putting: Puts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(puts, "SOCKET_TIMEOUT_SECONDS", 0.3)
-    await puts.aput([("k", b"x")], 60)
+    await putting.put([("k", b"x")], 60)
     client().execute_command("CLIENT", "PAUSE", "1500", "WRITE")
     began = time.monotonic()
     with pytest.raises(BufferUnavailable, match="Timeout"):
-        await puts.aput([("k", b"y")], 60)
+        await putting.put([("k", b"y")], 60)
     assert time.monotonic() - began < 1.4
     monkeypatch.undo()
-    await puts.aput([("k", b"z")], 60)
+    await putting.put([("k", b"z")], 60)
     assert client().get("k") == b"z"
 
 
-async def test_cancelling_leaves_the_others_their_replies(putting: None) -> None:
-    await puts.aput([("c", b"x")], 60)
-    first = asyncio.ensure_future(puts.aput([("a", os.urandom(8 * MIB))], 60))
-    second = asyncio.ensure_future(puts.aput([("b", b"b")], 60))
+async def test_cancelling_leaves_the_others_their_replies(putting: Puts) -> None:
+    await putting.put([("c", b"x")], 60)
+    first = asyncio.ensure_future(putting.put([("a", os.urandom(8 * MIB))], 60))
+    second = asyncio.ensure_future(putting.put([("b", b"b")], 60))
     await asyncio.sleep(0)
     first.cancel()
     await second
-    await puts.aput([("c", b"c")], 60)
+    await putting.put([("c", b"c")], 60)
     assert (client().strlen("a"), client().get("b"), client().get("c")) == (8 * MIB, b"b", b"c")
 
 
-async def test_an_idle_connection_is_not_trusted(putting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    await puts.aput([("k", b"x")], 60)
+async def test_an_idle_connection_is_not_trusted(putting: Puts, monkeypatch: pytest.MonkeyPatch) -> None:
+    await putting.put([("k", b"x")], 60)
     monkeypatch.setattr(puts, "IDLE_SECONDS", 0.0)
-    await puts.aput([("k", b"y")], 60)
+    await putting.put([("k", b"y")], 60)
     assert client().get("k") == b"y"
     assert await connections() <= 2
 

@@ -235,6 +235,75 @@ class AsyncClient:
     def pipeline(self, **_: Any) -> AsyncPipeline:
         return AsyncPipeline(self._store)
 
+    @property
+    def connection_pool(self) -> AsyncClient:
+        return self
+
+    def make_connection(self) -> AsyncConnection:
+        return AsyncConnection(self._store)
+
+
+class AsyncConnection:
+    """For one command behind the other: replies come when they come, in any cut, and end when nobody is there."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._writer = self
+
+    @property
+    def transport(self) -> Transport:
+        return Transport(self._store)
+
+    async def connect(self) -> None:
+        await _slowly(self._store, lambda: self._store.do("time"))
+
+    async def disconnect(self, *, nowait: bool) -> None:
+        return None
+
+
+class Transport:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._server = Connection(store)
+        self._loop = asyncio.get_running_loop()
+        self._protocol: Any = None
+        self._closed = False
+        self._ready_at = 0.0
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        return self._closed
+
+    def abort(self) -> None:
+        self._closed = True
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self._later(self._take, b"".join(pieces))
+
+    def _later(self, step: Callable[..., None], *args: Any) -> None:
+        """Take a step in a moment, and after those that were to be taken before."""
+        self._ready_at = max(self._ready_at, self._loop.time() + self._store.chance.expovariate(2000))
+        self._loop.call_at(self._ready_at, step, *args)
+
+    def _take(self, sent: bytes) -> None:
+        if self._closed:
+            return
+        try:
+            self._server.send_packed_command([sent], check_health=False)
+        except redis.ConnectionError:
+            self._closed = True
+            self._protocol.connection_lost(None)
+            return
+        self._later(self._give)
+
+    def _give(self) -> None:
+        view = bytearray(1_000)
+        if not self._closed and (count := self._server.readinto(view)):
+            self._protocol.data_received(bytes(view[:count]))
+            self._later(self._give)
+
 
 class AsyncPipeline(Pipeline):
     async def execute(self) -> list[Any]:  # type: ignore[override]
