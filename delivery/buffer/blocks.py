@@ -15,7 +15,6 @@ from delivery.protocol.frames import checksum
 BLOCK_SIZE = 256 * 1024
 RANGE_BLOCKS = 64
 RANGE_SIZE = BLOCK_SIZE * RANGE_BLOCKS
-PUT_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +70,33 @@ async def astaged(payload: UUID, index: int) -> bool:
         return bool(await aclient().exists(keys.range_checksums(payload, index)))
 
 
-def staged(payload: UUID, index: int) -> bool:
-    """Do what `astaged` does, in a thread."""
-    with reporting():
-        return bool(client().exists(keys.range_checksums(payload, index)))
+def looking(payload: UUID, index: int) -> bulk.Command:
+    """Return the command that does what `astaged` does; it answers 0 or 1."""
+    return "EXISTS", keys.range_checksums(payload, index)
 
 
-def put(payload: UUID, index: int, blocks: Iterable[bytes]) -> None:
-    """Stage range `index`: its blocks, then their checksums, whose being there says that all are."""
+def put(payload: UUID, index: int, blocks: Iterable[bytes | memoryview]) -> None:
+    """Stage range `index`: its blocks, then their checksums, whose being there says that all are.
+
+    Each block is sent before the next is asked for, from where it lies: it may be a view of one buffer. Raises
+    `BufferUnavailable`, and what `blocks` raises.
+    """
     seconds = int(conf.current().buffer_expiry)
-    checksums: list[int] = []
-    waiting: list[bytes] = []
-    for data in blocks:
-        waiting.append(data)
-        if len(waiting) == PUT_BLOCKS:
-            checksums += _put(payload, index * RANGE_BLOCKS + len(checksums), waiting, seconds)
-            waiting = []
-    checksums += _put(payload, index * RANGE_BLOCKS + len(checksums), waiting, seconds)
-    packed = struct.pack(f">{len(checksums)}I", *checksums)
-    with reporting():
+    with bulk.exchange() as line:
+        numbered = enumerate(blocks, index * RANGE_BLOCKS)
+        checksums = [_put(line, keys.block(payload, number), data, seconds) for number, data in numbered]
+        for _ in checksums:
+            line.reply()
+        packed = struct.pack(f">{len(checksums)}I", *checksums)
         # It goes a little before its blocks do, so that a range is missing as a whole rather than in part.
-        client().set(keys.range_checksums(payload, index), packed, ex=max(1, seconds - 5))
+        line.send(("SET", keys.range_checksums(payload, index), packed, "EX", max(1, seconds - 5)))
+        line.reply()
 
 
-def _put(payload: UUID, first: int, blocks: Sequence[bytes], seconds: int) -> list[int]:
-    if not blocks:
-        return []
-    with reporting():
-        pipe = client().pipeline(transaction=False)
-        for number, data in enumerate(blocks, first):
-            pipe.set(keys.block(payload, number), data, ex=seconds)
-        pipe.execute()
-    return [checksum(data) for data in blocks]
+def _put(line: bulk.Exchange, name: str, data: bytes | memoryview, seconds: int) -> int:
+    """Send one block; return its checksum."""
+    line.send_value(name, data, seconds)
+    return checksum(data)
 
 
 async def adrop(payload: UUID, size: int, index: int) -> None:

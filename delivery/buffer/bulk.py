@@ -8,6 +8,8 @@ ten that go out together. Connections, packing of what is small, timeouts and lo
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,25 +31,22 @@ class Exchange:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._replies = connection._get_socket().makefile("rb", READ_AHEAD_BYTES)
+        self._socket = connection._get_socket()
+        self._replies = self._socket.makefile("rb", READ_AHEAD_BYTES)
         self._owed = 0  # replies that have not begun
         self._left = 0  # of the current value, in bytes
 
     def send(self, *commands: Command) -> None:
         """Send commands, all at once."""
-        self._send(self._connection.pack_commands(commands))
+        _send_all(self._socket, self._connection.pack_commands(commands))
         self._owed += len(commands)
 
     def send_value(self, name: str, value: bytes | memoryview, seconds: int) -> None:
         """Send the command that sets the key `name` for `seconds`; the value goes out from where it lies."""
         key, life = name.encode(), b"%d" % seconds
         head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, len(value))
-        self._send((head, value, b"\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(life), life)))
+        _send_all(self._socket, [head, value, b"\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(life), life)])
         self._owed += 1
-
-    def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        # Its health was looked at already; with another socket the replies would be read from the old one.
-        self._connection.send_packed_command(buffers, check_health=False)
 
     def reply(self) -> Any:
         """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""
@@ -135,6 +134,26 @@ class Exchange:
     def close(self) -> None:
         """Let go of the connection, which stays open."""
         self._replies.close()
+
+
+def _send_all(target: socket.socket, buffers: list[bytes | memoryview]) -> None:
+    """Send buffers without joining them; TLS takes one at a time."""
+    if isinstance(target, ssl.SSLSocket):
+        for buffer in buffers:
+            target.sendall(buffer)
+        return
+    left = buffers
+    while left:
+        left = _behind(left, target.sendmsg(left))
+
+
+def _behind(buffers: list[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
+    """Return what of these buffers is left after their first `sent` bytes."""
+    for number, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:], *buffers[number + 1 :]]
+        sent -= len(buffer)
+    return []
 
 
 def _error(line: bytes) -> redis.ResponseError:

@@ -16,19 +16,20 @@ def segments_of(payload: Payload, start: int, end: int) -> list[Segment]:
 
     Raises `IntegrityError` where rows do not cover all of them.
     """
-    found = [
-        segment
-        for segment in payload.segments.filter(offset__lt=end).order_by("offset")
-        if segment.offset + segment.length > start
-    ]
+    found = payload.segments.filter(offset__lt=end).order_by("offset")
+    return covering([segment for segment in found if segment.offset + segment.length > start], start, end)
+
+
+def covering(segments: list[Segment], start: int, end: int) -> list[Segment]:
+    """Return these segments, in order, if they hold bytes `start` to `end` (exclusive). Raises `IntegrityError`."""
     at = start
-    for segment in found:
+    for segment in segments:
         if segment.offset > at:
             break
         at = segment.offset + segment.length
     if at < end:
         raise IntegrityError(f"stored bytes are missing from offset {at} on")
-    return found
+    return segments
 
 
 def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
@@ -39,13 +40,13 @@ def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterat
     if payload.inline is not None:
         yield memoryview(bytes(payload.inline))[start:end]
         return
-    yield from _pieces_of(segments_of(payload, start, end), start, end, buffer)
+    yield from pieces_of(segments_of(payload, start, end), start, end, buffer)
 
 
-def _pieces_of(
+def pieces_of(
     segments: Sequence[Segment], start: int, end: int, buffer: memoryview
 ) -> Generator[memoryview, None, None]:
-    """Yield bytes `start` to `end` of these segments, which cover them."""
+    """Do what `pieces` does, from these segments, which cover the bytes."""
     for segment in segments:
         if segment.offset + segment.length <= start:
             continue
@@ -139,7 +140,7 @@ class PayloadFile(io.RawIOBase):
             return self._inline[self._at :]
         if self._pieces is None:
             scratch = memoryview(bytearray(min(files.PIECE_BYTES, self._size - self._at)))
-            self._pieces = _pieces_of(self._segments, self._at, self._size, scratch)
+            self._pieces = pieces_of(self._segments, self._at, self._size, scratch)
         return next(self._pieces)
 
     def _stop(self) -> None:

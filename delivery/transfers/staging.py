@@ -7,14 +7,24 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from delivery import dispatch, notify
-from delivery.buffer import blocks, markers
+from delivery.buffer import blocks, bulk, markers
 from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
-from delivery.models import Payload, PayloadState
+from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import payloads
 from delivery.transfers import ending, events
+from delivery.transfers.rows import Statement
 
 logger = logging.getLogger(__name__)
+
+_PAYLOAD = Statement(Payload, "SELECT {state}, {size} FROM {table} WHERE {id} = %s", "id")
+_SEGMENTS = Statement(
+    Segment,
+    "SELECT {storage}, {name}, {offset}, {file_offset}, {length}, {file_size} FROM {table}"
+    " WHERE {payload} = %s AND {offset} < %s"
+    " AND {offset} >= (SELECT MAX({offset}) FROM {table} WHERE {payload} = %s AND {offset} <= %s) ORDER BY {offset}",
+    *("payload", "offset", "payload", "offset"),
+)
 
 
 def stage(payload_id: UUID, index: int, *, worker: str) -> None:
@@ -23,16 +33,15 @@ def stage(payload_id: UUID, index: int, *, worker: str) -> None:
     A file delivered in place that has changed fails its payload visibly; Storage that fails is told in the wake-up.
     """
     try:
-        markers.clear(dispatch.stage_marker(payload_id, index))
-        payload = Payload.objects.filter(pk=payload_id).first()
-        if payload is not None and payload.state in (PayloadState.STORING, PayloadState.SEALING):
+        begun = markers.clearing(dispatch.stage_marker(payload_id, index))
+        _, staged = bulk.run(begun, blocks.looking(payload_id, index))
+        state, size = (_PAYLOAD.fetch(payload_id) or [(None, None)])[0]
+        if state in (PayloadState.STORING, PayloadState.SEALING):
             return None  # a stray task: who listens is its sender, for whom nothing has ended
-        if payload is None or payload.state != PayloadState.COMPLETE:
+        if state != PayloadState.COMPLETE or size is None or index * RANGE_SIZE >= size:
             return notify.wake(payload_id, "ended", code="expired")
-        if payload.size is None or index * RANGE_SIZE >= payload.size:
-            return notify.wake(payload_id, "ended", code="expired")
-        if not blocks.staged(payload_id, index):  # asked for twice, by two who wanted it at once
-            blocks.put(payload_id, index, _blocks(payload, index))
+        if not staged:  # else asked for twice, by two who wanted it at once
+            blocks.put(payload_id, index, _blocks(payload_id, size, index))
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
         events.note("damaged", payload=payload_id, range=index)
@@ -48,17 +57,36 @@ def stage(payload_id: UUID, index: int, *, worker: str) -> None:
     return notify.wake(payload_id, "staged", range=index, worker=worker)
 
 
-def _blocks(payload: Payload, index: int) -> Iterator[bytes]:
-    """Yield the blocks of a range. Pieces may end anywhere (segments are not aligned to blocks)."""
+def _pieces(payload: UUID, start: int, end: int) -> Iterator[memoryview]:
+    """Yield bytes `start` to `end` of a payload as `payloads.pieces` does, asking for no more rows than have them."""
+    buffer = memoryview(bytearray(BLOCK_SIZE))
+    rows = _SEGMENTS.fetch(payload, end, payload, start)
+    if not rows or any(row[-1] is not None for row in rows):  # inline, or a file of the site's, which may change
+        whole = Payload.objects.filter(pk=payload).first()
+        if whole is None:
+            raise IntegrityError("the payload was removed meanwhile")
+        return payloads.pieces(whole, start, end, buffer)
+    segments = [
+        Segment(storage=alias, name=name, offset=offset, file_offset=file_offset, length=length)
+        for alias, name, offset, file_offset, length, _ in rows
+    ]
+    return payloads.pieces_of(payloads.covering(segments, start, end), start, end, buffer)
+
+
+def _blocks(payload: UUID, size: int, index: int) -> Iterator[bytes | memoryview]:
+    """Yield the blocks of a range, each valid until the next.
+
+    Pieces may end anywhere (segments are not aligned to blocks); one that is a block is not copied.
+    """
     start = index * RANGE_SIZE
-    end = min(start + RANGE_SIZE, payload.size or 0)
+    end = min(start + RANGE_SIZE, size)
     parts: list[bytes] = []
     length = 0
-    for piece in payloads.pieces(payload, start, end, memoryview(bytearray(BLOCK_SIZE))):
+    for piece in _pieces(payload, start, end):
         view = piece
         while length + len(view) >= BLOCK_SIZE:
             part, view = view[: BLOCK_SIZE - length], view[BLOCK_SIZE - length :]
-            yield b"".join((*parts, part))
+            yield b"".join((*parts, part)) if parts else part
             parts, length = [], 0
         if view:
             parts.append(bytes(view))

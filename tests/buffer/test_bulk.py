@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -29,10 +30,7 @@ class _Line:
                 theirs.sendall(reply[at : at + step])
 
     def pack_commands(self, commands: Sequence[bulk.Command]) -> list[bytes]:
-        return []
-
-    def send_packed_command(self, buffers: Sequence[bytes], *, check_health: bool) -> None:
-        """Take commands: the reply is on its way whatever they are."""
+        return []  # the reply is on its way whatever they are
 
     def _get_socket(self) -> socket.socket:
         return self._ours
@@ -140,6 +138,35 @@ def test_what_is_set_from_where_it_lies_is_there(valkey: None) -> None:
         line.send(("STRLEN", "delivery:bulk"), ("TTL", "delivery:empty"))
         assert [line.reply() for _ in range(4)] == [b"OK", b"OK", len(data), 60]
     assert bulk.run(("GET", "delivery:bulk"), ("GET", "delivery:none"), ("GET", "delivery:empty")) == [data, None, b""]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_buffers_go_out_whole_whatever_the_socket_takes_at_once(tls: bool) -> None:
+    buffers = [b"head", memoryview(os.urandom(3_000_000)), b"", b"tail", os.urandom(500_000)]
+    ours, theirs = socket.socketpair()
+    got = bytearray()
+
+    def take() -> None:
+        with _tls(theirs, server=True) if tls else theirs as end:
+            while piece := end.recv(10_007):
+                got.extend(piece)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    with _tls(ours, server=False) if tls else ours as end:
+        end.settimeout(10)
+        bulk._send_all(end, list(buffers))
+    taking.join(10)
+    assert got == b"".join(buffers)
+
+
+def _tls(end: socket.socket, *, server: bool) -> ssl.SSLSocket:
+    """Return a TLS socket without certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("aNULL:@SECLEVEL=0")
+    return context.wrap_socket(end, server_side=server, suppress_ragged_eofs=True)
 
 
 def test_a_command_that_fails_is_told(valkey: None) -> None:

@@ -22,7 +22,7 @@ async def test_a_range_with_a_block_that_is_gone_or_changed_counts_as_not_staged
         else:
             client.set(keys.block(payload, 1), b"other bytes", ex=60)
     assert await blocks.aget(payload, 0, 3) is None
-    assert not await site.run(blocks.staged, payload, 0)
+    assert not await blocks.astaged(payload, 0)
     await site.run(blocks.put, payload, 0, [bytes(BLOCK_SIZE), bytes(BLOCK_SIZE), b"end"])
     found = await blocks.aget(payload, 0, 3)
     assert found is not None

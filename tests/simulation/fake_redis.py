@@ -151,7 +151,7 @@ class Connection(io.RawIOBase):
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
         return [hiredis.pack_command(command) for command in commands]
 
-    def send_packed_command(self, buffers: Iterable[bytes], *, check_health: bool) -> None:
+    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
         at = self._replies.tell()
         self._replies.seek(0, io.SEEK_END)
         for buffer in buffers:
@@ -159,6 +159,7 @@ class Connection(io.RawIOBase):
             while command := self._commands.gets():
                 self._replies.write(_written(self._run(*command)))
         self._replies.seek(at)
+        return sum(map(len, buffers))
 
     def _run(self, name: bytes, *args: bytes) -> Any:
         command = name.decode().lower()
