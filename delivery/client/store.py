@@ -61,6 +61,7 @@ class FileSink:
         self._reserved = 0  # byte up to which the file has its blocks
         self._hash = hashlib.sha256()
         self._synced_at = 0.0
+        self._synced_to = 0  # byte below which all is durable, or being made so
         self._syncing: asyncio.Task[None] | None = None  # behind what is written meanwhile
 
     @property
@@ -100,7 +101,7 @@ class FileSink:
         await self._call(self._discard)
 
     def _sync_due(self) -> bool:
-        pending = self._position - self._note.position
+        pending = self._position - self._synced_to
         return pending >= SYNC_BYTES or (pending > 0 and time.monotonic() - self._synced_at >= SYNC_SECONDS)
 
     async def _synced(self) -> None:
@@ -115,7 +116,7 @@ class FileSink:
 
     async def _sync_behind(self, position: int) -> None:
         """Make the bytes below `position` durable, and then say so; more is written meanwhile."""
-        self._synced_at = time.monotonic()
+        self._synced_at, self._synced_to = time.monotonic(), position
         with self._naming_failures():
             await asyncio.get_running_loop().run_in_executor(self._pool, self._make_durable, position)
 
@@ -173,7 +174,7 @@ class FileSink:
         self._reserved = position
         self._position = self._rehash(position)
         self._note = replace(self._note, position=self._position)
-        self._synced_at = time.monotonic()
+        self._synced_at, self._synced_to = time.monotonic(), self._position
         return None
 
     def _lock(self, descriptor: int) -> int:
@@ -238,7 +239,7 @@ class FileSink:
 
     def _sync(self) -> None:
         """Make the data durable first, and only then say so."""
-        self._synced_at = time.monotonic()
+        self._synced_at, self._synced_to = time.monotonic(), self._position
         if self._file >= 0 and self._position != self._note.position:
             self._make_durable(self._position)
 
