@@ -25,10 +25,17 @@ MAX_PAYLOAD_BYTES = 2**53 - 1
 
 
 class Intake:
-    """The receiving of `incoming` through `receiver`, on one connection."""
+    """The receiving of `incoming` through `receiver`, on one connection. `give_back`: takes the data of a written chunk."""
 
     def __init__(
-        self, incoming: Incoming, receiver: Receiver, core: Connection, *, window: int, wake: Callable[[], None]
+        self,
+        incoming: Incoming,
+        receiver: Receiver,
+        core: Connection,
+        *,
+        window: int,
+        wake: Callable[[], None],
+        give_back: Callable[[memoryview], None],
     ) -> None:
         self.incoming = incoming
         self.receiver = receiver
@@ -37,6 +44,7 @@ class Intake:
         self._core = core
         self._terms = Terms(window=window, segment_size=SEGMENT_BYTES, max_size=MAX_PAYLOAD_BYTES)
         self._wake_link = wake
+        self._give_back = give_back
         self._kept: deque[tuple[int, memoryview]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -121,6 +129,9 @@ class Intake:
         while not self.closed and (run := self.receiver.next_run(time.monotonic())) is not None:
             blocks = [self._kept.popleft()[1] for _ in range(run.end - run.start)]
             await sink.write(blocks)
+            if not sink.keeps_blocks:
+                for block in blocks:
+                    self._give_back(block)
             del blocks
             if sink.full:
                 await self._until_ready(sink)

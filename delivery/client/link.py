@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import BytesLike
 
 from delivery.client.feed import Block, Feed
 from delivery.client.reading import LargeMessages
@@ -34,7 +35,7 @@ class Link(Traffic):
     """One connection of `host` over `socket`, whose handshake is done. `chunk_size`, `window`: bytes."""
 
     def __init__(self, host: Host, socket: LargeMessages, *, chunk_size: int, window: int) -> None:
-        super().__init__(host, chunk_size=chunk_size, window=window)
+        super().__init__(host, chunk_size=chunk_size, window=window, give_back=socket.buffers.give_back)
         self.reason = ""
         self._socket = socket
         self._asked_to_close = False
@@ -108,19 +109,19 @@ class Link(Traffic):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        receive, core = self._socket.recv, self.core
-        while True:
-            message = await receive()
-            now = time.monotonic()
-            if isinstance(message, str):
-                happened = core.receive_text(message, now)
+        await self._socket.serve(self._take)
+
+    def _take(self, message: str | BytesLike) -> None:
+        now = time.monotonic()
+        if isinstance(message, str):
+            happened = self.core.receive_text(message, now)
+            self._wake.set()
+        else:
+            happened = self.core.receive_bytes(cast(bytes, message), now)
+            if self.core.outbox:
                 self._wake.set()
-            else:
-                happened = core.receive_bytes(message, now)
-                if core.outbox:
-                    self._wake.set()
-            for event in happened:
-                self._on_event(event)
+        for event in happened:
+            self._on_event(event)
 
     # -- sending ---------------------------------------------------------------------------------------------------
 

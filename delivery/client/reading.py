@@ -1,33 +1,59 @@
-"""Large messages on their way in: taken past the parser of `websockets`, which copies each of their bytes four times.
+"""A client's WebSocket, for many chunks: those that come go past the parser and the queue of `websockets`.
 
-And small ones on their way out: several in one go. Knows frames (RFC 6455 section 5.2) as far as it has to: where each one ends, and which is a whole large binary message.
-All others, the handshake, every violation and the closing are `websockets`' own.
+And what goes out does so in few writes, frames as they were made elsewhere. The handshake, pings, fragments, every
+violation and the closing are `websockets`' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
-from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN
+from websockets.frames import DATA_OPCODES, Frame, Opcode
+from websockets.protocol import OPEN, Event
+from websockets.typing import BytesLike
 
-LARGE_BYTES = 16_384  # of a message; smaller ones are not worth it
-FINAL_BINARY = 0x82
-HEAD_BYTES = {126: 4, 127: 10}  # by what the second byte says, and 2 otherwise; of a server's frame, which has no mask
+from delivery.client.arriving import Arrivals, Buffers
+
+END_OF_HANDSHAKE = b"\r\n\r\n"
+Take = Callable[[str | BytesLike], None]
 
 
 class LargeMessages(ClientConnection):
-    """A client's connection that joins the pieces of a large message once, when the last has come."""
+    """A client's connection. `buffers`: where large messages lie; who is done with one may give it back."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._splitting: bool | None = None  # None until the handshake is done; False: all is left to `websockets`
-        self._head = b""  # of a frame, not all of it here
-        self._left = 0  # of the current frame, bytes that are still to come
-        self._others: list[memoryview] = []  # for `websockets`
-        self._pieces: list[memoryview] | None = None  # of the current frame, where that is a large message
+        self.buffers = Buffers()
+        self._take: Take | None = None
+        self._failed: asyncio.Future[None] = self.loop.create_future()
+        self._queued = False  # messages wait for `recv`: none may overtake them
+
+    async def serve(self, take: Take) -> None:
+        """Call `take` with each message, in order, on the loop, as soon as it came. Never returns.
+
+        A view is valid until its buffer is given back. Raises `ConnectionClosed` as `recv` does, and what `take` raised.
+        """
+        self._take = take
+        waiting = asyncio.ensure_future(self._take_from_queue(take))
+        try:
+            await asyncio.wait([waiting, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            (self._failed if self._failed.done() else waiting).result()
+        finally:
+            self._take = _drop
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            for ended in (waiting, self._failed):
+                if ended.done() and not ended.cancelled():
+                    ended.exception()  # not to be complained of: it is raised, or nobody waits for it
+
+    async def _take_from_queue(self, take: Take) -> None:
+        """Take what came before anybody did, and what is fragmented or no text at all."""
+        while True:
+            self._queued = bool(len(self.recv_messages.frames))
+            take(await self.recv())
 
     async def send_all(self, messages: Sequence[str | bytes]) -> None:
         """Send texts and whole masked frames, in one write where the socket takes it. Raises as `send` does."""
@@ -39,58 +65,48 @@ class LargeMessages(ClientConnection):
                     self.protocol.writes.append(message)
 
     def data_received(self, data: bytes) -> None:
-        if self._splitting:
-            self._split(memoryview(self._head + data if self._head else data))
-            return
+        greeting = self.response is None
         super().data_received(data)
-        if self._splitting is None and self.protocol.state is OPEN:
-            # What came along with the handshake is in the parser already: only at the end of a frame we may begin.
-            self._splitting = not self.protocol.reader.buffer and not self.protocol.extensions
+        # What came along with the handshake is in the parser already: only at the end of a frame `Arrivals` may begin.
+        if (
+            greeting
+            and self.protocol.state is OPEN
+            and data.endswith(END_OF_HANDSHAKE)
+            and not self.protocol.extensions
+        ):
+            self.transport.set_protocol(Arrivals(self))
 
-    def _split(self, view: memoryview) -> None:
-        self._head = b""
-        while view:
-            if not self._left:
-                view, begun = self._begin(view)
-                if not begun:
-                    self._head = bytes(view)
-                    break
-            part, view = view[: self._left], view[self._left :]
-            self._left -= len(part)
-            if self._pieces is None:
-                self._others.append(part)
-            else:
-                self._collect(part, self._pieces)
-        self._hand_on()
+    def large_received(self, message: memoryview) -> None:
+        """Take a large message that came past the parser."""
+        self.process_event(Frame(Opcode.BINARY, message))
 
-    def _hand_on(self) -> None:
-        """Give `websockets` what is not for us: several frames at once, which costs it little more than one."""
-        if self._others:
-            others, self._others = self._others, []
-            super().data_received(b"".join(others))
+    def process_event(self, event: Event) -> None:
+        if self._take is None or not isinstance(event, Frame) or event.opcode not in DATA_OPCODES:
+            super().process_event(event)
+        elif (message := self._whole(event)) is None:
+            self._queued = True
+            super().process_event(event)
+        else:
+            self._hand(message, self._take)
 
-    def _begin(self, view: memoryview) -> tuple[memoryview, bool]:
-        """Look at the head of a frame; return what follows for us to take, and False where the head is not whole yet."""
-        size = HEAD_BYTES.get(view[1] & 0x7F, 2) if len(view) > 1 else 2
-        if len(view) < size:
-            return view, False
-        length = view[1] & 0x7F if size == 2 else int.from_bytes(view[2:size], "big")
-        if view[0] == FINAL_BINARY and length >= LARGE_BYTES and view[1] < 0x80:
-            self._hand_on()  # what comes before it may change what we may take
-            if self._takes(length):
-                self._pieces, self._left = [], length
-                return view[size:], True
-        self._pieces, self._left = None, size + length
-        return view, True
+    def _whole(self, frame: Frame) -> str | BytesLike | None:
+        """Return the message that `frame` is, None where it has to go through the queue."""
+        if self._queued or not frame.fin or frame.opcode is Opcode.CONT:
+            return None
+        if frame.opcode is Opcode.BINARY:
+            return frame.data
+        try:
+            return str(frame.data, "utf-8")
+        except UnicodeDecodeError:
+            return None  # `recv` closes the connection as it should be
 
-    def _takes(self, length: int) -> bool:
-        protocol = self.protocol
-        most = protocol.max_message_size
-        within = most is None or length <= most
-        return within and protocol.state is OPEN and protocol.current_size is None
+    def _hand(self, message: str | BytesLike, take: Take) -> None:
+        try:
+            take(message)
+        except Exception as error:  # noqa: BLE001 - raised where `serve` is awaited
+            self._take = _drop
+            self._failed.set_exception(error)
 
-    def _collect(self, part: memoryview, pieces: list[memoryview]) -> None:
-        pieces.append(part)
-        if not self._left:
-            self._pieces = None
-            self.process_event(Frame(Opcode.BINARY, b"".join(pieces)))
+
+def _drop(message: str | BytesLike) -> None:
+    """Nobody takes messages any more: a close may still come behind them."""

@@ -39,6 +39,10 @@ class Sink(Protocol):
         """Keep blocks behind `position`, which then moves. Raises `StorageUnavailable` where that fails."""
 
     @property
+    def keeps_blocks(self) -> bool:
+        """Whether it still looks at blocks after `write` returned: nothing else may be read into their buffers."""
+
+    @property
     def full(self) -> bool:
         """Whether nothing more may come now: a slow reader gives no credit."""
 
@@ -59,6 +63,7 @@ class MemorySink:
     """Keeps all blocks; `data` is what came, in one piece."""
 
     full = False
+    keeps_blocks = True
 
     def __init__(self) -> None:
         self.position = 0
@@ -99,6 +104,8 @@ def _checked(size: int, sha256: str, expected: set[str]) -> Saved:
 
 class StreamSink:
     """Hands blocks to one reader, at most one run ahead of it."""
+
+    keeps_blocks = True
 
     def __init__(self) -> None:
         self._blocks: deque[memoryview] = deque()

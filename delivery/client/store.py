@@ -46,6 +46,7 @@ class FileSink:
     """
 
     full = False  # a disk is as fast as it is
+    keeps_blocks = False
 
     def __init__(self, directory: Path, transfer: str, name: str, size: int | None, *, pool: Executor) -> None:
         self._directory = directory

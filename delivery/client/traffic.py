@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,18 @@ EARLY_DATA_BYTES = 65_536
 
 
 class Traffic:
-    """The uploads and deliveries of `host` on one connection. `chunk_size`, `window`: bytes."""
+    """The uploads and deliveries of `host` on one connection. `chunk_size`, `window`: bytes.
 
-    def __init__(self, host: Host, *, chunk_size: int, window: int) -> None:
+    `give_back`: takes the data of a chunk at which nobody looks any more.
+    """
+
+    def __init__(self, host: Host, *, chunk_size: int, window: int, give_back: Callable[[memoryview], None]) -> None:
         limits = Limits(max_message=MAX_MESSAGE_BYTES, chunk_size=chunk_size, early_data=EARLY_DATA_BYTES)
         self.core = Connection(Side.CLIENT, limits, now=time.monotonic())
         self._host = host
         self._window = window
         self._chunk_size = chunk_size
+        self._give_back = give_back
         self._feeds: dict[int, Feed] = {}
         self._intakes: dict[int, Intake] = {}
         self._moving: set[int] = set()  # handles of deliveries of which a chunk came
@@ -129,7 +133,9 @@ class Traffic:
             self.core.reject(receiver, "declined")
         else:
             incoming = self._host.incoming_for(offer)
-            intake = Intake(incoming, receiver, self.core, window=self._window, wake=self.wake)
+            intake = Intake(
+                incoming, receiver, self.core, window=self._window, wake=self.wake, give_back=self._give_back
+            )
             self._intakes[receiver.handle] = intake
             if (going_on := incoming.attach(intake)) is not None:
                 self._beside(going_on)

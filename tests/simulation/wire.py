@@ -12,6 +12,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
+from delivery.client.arriving import Buffers
 from tests.client.unframing import unframed
 
 LOST = object()
@@ -101,6 +102,7 @@ class ClientEnd:
         self.protocol = SimpleNamespace(close_rcvd=None)
         self.transport = SimpleNamespace(abort=lambda: wire.cut())
         self.subprotocol = "delivery.v1"
+        self.buffers = Buffers()
 
     def arrive(self, message: Any) -> None:
         self._came.put_nowait(message)
@@ -110,7 +112,11 @@ class ClientEnd:
             self._lost = ConnectionClosedError(self.protocol.close_rcvd, None)
             self._came.put_nowait(self._lost)
 
-    async def recv(self) -> Any:
+    async def serve(self, take: Callable[[Any], None]) -> None:
+        while True:
+            take(await self._recv())
+
+    async def _recv(self) -> Any:
         message = await self._came.get()
         if isinstance(message, ConnectionClosedError):
             self._came.put_nowait(message)
@@ -118,7 +124,7 @@ class ClientEnd:
         if isinstance(message, Close):
             self.protocol.close_rcvd = message
             self._wire.cut()
-            return await self.recv()
+            return await self._recv()
         return message
 
     async def send_all(self, messages: Sequence[str | bytes]) -> None:
