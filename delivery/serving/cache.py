@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUP_BLOCKS = 4  # fetched together: 1 MiB
+GROUP_BLOCKS = 8  # fetched together: 2 MiB
 RANGES_AHEAD = 1
 STAGING_SECONDS = 0.25  # is enough for a task that runs; one that waits in its queue has its marker
 MOST_FAILURES = 4
