@@ -9,7 +9,8 @@ from uuid import UUID
 
 from delivery import conf
 from delivery.buffer import bulk, keys
-from delivery.buffer.clients import aclient, client, in_thread, reporting
+from delivery.buffer.clients import aclient, reporting
+from delivery.buffer.values import Data, Values
 from delivery.protocol.frames import checksum
 
 BLOCK_SIZE = 256 * 1024
@@ -21,7 +22,7 @@ RANGE_SIZE = BLOCK_SIZE * RANGE_BLOCKS
 class Block:
     """256 KiB by offset (less at the end) with its checksum."""
 
-    data: bytes | bytearray
+    data: Data
     checksum: int
 
 
@@ -30,12 +31,7 @@ def blocks_of(size: int) -> int:
     return -(-size // BLOCK_SIZE)
 
 
-async def aget(payload: UUID, first: int, count: int) -> list[Block] | None:
-    """Do what `get` does, in a thread of its own."""
-    return await in_thread(get, payload, first, count)
-
-
-def get(payload: UUID, first: int, count: int) -> list[Block] | None:
+async def aget(line: Values, payload: UUID, first: int, count: int) -> list[Block] | None:
     """Return blocks `first` to `first + count` of one range, or None where any is missing or damaged.
 
     A range that is there in part only (evicted, or dropped by one reader while it was staged for another) then counts
@@ -43,18 +39,17 @@ def get(payload: UUID, first: int, count: int) -> list[Block] | None:
     """
     index = first // RANGE_BLOCKS
     names = [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
-    with bulk.mget(names) as reply:
-        packed, *values = [reply.whole() for _ in names]
+    packed, *values = await line.get(names)
     if packed is None:
         return None
     found = _checked(packed, first % RANGE_BLOCKS, values)
     if found is None:
         with reporting():
-            client().unlink(keys.range_checksums(payload, index))
+            await aclient().unlink(keys.range_checksums(payload, index))
     return found
 
 
-def _checked(packed: bytearray, offset: int, values: Sequence[bytearray | None]) -> list[Block] | None:
+def _checked(packed: Data, offset: int, values: Sequence[Data | None]) -> list[Block] | None:
     """Return the blocks of a range from its `offset`-th on, None where one is missing or has another checksum."""
     if len(packed) < 4 * (offset + len(values)):
         return None

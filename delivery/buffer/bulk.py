@@ -43,9 +43,8 @@ class Exchange:
 
     def send_value(self, name: str, value: bytes | memoryview, seconds: int) -> None:
         """Send the command that sets the key `name` for `seconds`; the value goes out from where it lies."""
-        key, life = name.encode(), b"%d" % seconds
-        head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, len(value))
-        _send_all(self._socket, [head, value, b"\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(life), life)])
+        head, tail = setting(name, len(value), seconds)
+        _send_all(self._socket, [head, value, tail])
         self._owed += 1
 
     def reply(self) -> Any:
@@ -81,15 +80,6 @@ class Exchange:
             self._end()
         return self._left
 
-    def whole(self) -> bytearray | None:
-        """Return the next value, all of it, None where there is no such key."""
-        length = self.length()
-        if length is None:
-            return None
-        value = bytearray(length)
-        self.read_into(memoryview(value))
-        return value
-
     def read(self, most: int) -> bytes:
         """Return the next `most` bytes of the value, or what is left of it; b"" at its end."""
         wanted = min(most, self._left)
@@ -98,14 +88,6 @@ class Exchange:
         piece: bytes = self._replies.read(wanted)
         self._took(len(piece), wanted)
         return piece
-
-    def read_into(self, view: memoryview) -> None:
-        """Fill `view` with the next bytes of the value, which has at least as many."""
-        at = 0
-        while at < len(view):
-            got = self._replies.readinto(view[at:])
-            self._took(got, 1)
-            at += got
 
     def _took(self, count: int, wanted: int) -> None:
         if count < wanted:
@@ -134,6 +116,13 @@ class Exchange:
     def close(self) -> None:
         """Let go of the connection, which stays open."""
         self._replies.close()
+
+
+def setting(name: str, length: int, seconds: int) -> tuple[bytes, bytes]:
+    """Return what stands before and behind a value of `length` bytes in the command that sets `name` for `seconds`."""
+    key, life = name.encode(), b"%d" % seconds
+    head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, length)
+    return head, b"\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(life), life)
 
 
 def _send_all(target: socket.socket, buffers: list[bytes | memoryview]) -> None:
@@ -187,12 +176,3 @@ def run(*commands: Command) -> list[Any]:
     with exchange() as line:
         line.send(*commands)
         return [line.reply() for _ in commands]
-
-
-@contextlib.contextmanager
-def mget(names: Sequence[str]) -> Iterator[Exchange]:
-    """Ask for the values of `names`, in their order. Raises `BufferUnavailable`."""
-    with exchange() as line:
-        line.send(("MGET", *names))
-        line.expect(len(names))
-        yield line

@@ -10,7 +10,7 @@ from uuid import UUID
 from delivery import conf
 from delivery.buffer import bulk, keys, markers
 from delivery.buffer.clients import aclient, reporting
-from delivery.buffer.puts import Puts
+from delivery.buffer.values import Values
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
 
@@ -29,12 +29,12 @@ class BufferedRun:
     chunk_size: int
 
 
-async def aput(puts: Puts, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
-    """Buffer chunks from `start` on, in one round trip over `puts`. Raises `BufferUnavailable`; then any of them may be missing."""
+async def aput(line: Values, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
+    """Buffer chunks from `start` on, in one round trip over `line`. Raises `BufferUnavailable`; then any of them may be missing."""
     end = start * chunk_size + sum(map(len, chunks))
     values = [(keys.chunk(payload, lease, seq), data) for seq, data in enumerate(chunks, start)]
     progress = (keys.progress(payload, lease), b"%d:%d" % (chunk_size, end))
-    await puts.put([*values, progress], int(conf.current().buffer_expiry))
+    await line.put([*values, progress], int(conf.current().buffer_expiry))
 
 
 async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Sequence[int]) -> None:

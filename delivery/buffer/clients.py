@@ -7,8 +7,7 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import redis
@@ -25,7 +24,6 @@ MAX_CONNECTIONS = 32
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_BYTES = 262_144  # at a time: a quarter less processor time for values of this size than with redis-py's 64 KiB
-BULK_THREADS = 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,21 +64,6 @@ def client() -> Any:
     Typed as Any, as `aclient` is: redis-py types each reply as bytes or str, and we never let it decode.
     """
     return _client(conf.current().redis_url, os.getpid())
-
-
-@functools.lru_cache(maxsize=8)
-def _bulk_threads(pid: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(BULK_THREADS, thread_name_prefix="delivery-buffer")
-
-
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `function`, which reads much through `client`, in a thread. Cancelling leaves it running to its end.
-
-    asyncio's streams copy what they read three times on the loop's thread: 0.7 GB/s and 0.42 s of processor a GB were
-    measured with `aclient`, 2.7 GB/s and 0.23 s this way. For writing, and for little, `aclient` is the faster one.
-    """
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_bulk_threads(os.getpid()), functools.partial(function, *args, **kwargs))
 
 
 _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, redis.asyncio.Redis]] = (

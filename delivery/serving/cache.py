@@ -161,7 +161,7 @@ class _Fetch:
 
     async def _look(self) -> Group | None:
         try:
-            return await blocks.aget(self._payload, self._first, self._count)
+            return await blocks.aget(self._process.blocks, self._payload, self._first, self._count)
         except BufferUnavailable as error:
             logger.warning("%s", error)
             return None

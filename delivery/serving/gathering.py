@@ -8,7 +8,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from delivery.buffer import chunks
-from delivery.buffer.puts import Puts
+from delivery.buffer.values import Values
 from delivery.protocol.receiver import Receiver
 
 FLUSH_BYTES = 1024 * 1024  # are worth it; what came since the last round trip began goes along
@@ -21,10 +21,10 @@ class Gathering:
     `wake` is called when it is time to `flush`.
     """
 
-    def __init__(self, puts: Puts, payload: UUID, receiver: Receiver, wake: Callable[[], None]) -> None:
+    def __init__(self, line: Values, payload: UUID, receiver: Receiver, wake: Callable[[], None]) -> None:
         self.bytes = 0
         self.flushed = receiver.stored
-        self._puts = puts
+        self._line = line
         self._payload = payload
         self._receiver = receiver
         self._wake = wake
@@ -53,7 +53,7 @@ class Gathering:
         """Put all that waits into the buffer. Raises `BufferUnavailable`; nothing is forgotten then."""
         batch = list(self._pending)
         size = self.bytes
-        work = chunks.aput(self._puts, self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
+        work = chunks.aput(self._line, self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
         self._putting = asyncio.ensure_future(work)
         self._putting.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(self._putting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from django.utils import timezone
 
@@ -30,21 +30,21 @@ class Lookout:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._sessions: WeakKeyDictionary[Session, Sequence[str]] = WeakKeyDictionary()
-        self._by_address: dict[str, WeakSet[Session]] = {}
+        self._by_address: dict[str, WeakKeyDictionary[Session, None]] = {}  # as they came
         self._since = timezone.now() - OVERLAP
 
     def join(self, session: Session, addresses: Sequence[str]) -> None:
         """Look out for what arrives for `addresses`, for as long as the session lives."""
         self._sessions[session] = addresses
         for address in addresses:
-            self._by_address.setdefault(address, WeakSet()).add(session)
+            self._by_address.setdefault(address, WeakKeyDictionary())[session] = None
 
     def leave(self, session: Session) -> None:
         """Look out for it no more."""
         for address in self._sessions.pop(session, ()):
             there = self._by_address.get(address)
             if there is not None:
-                there.discard(session)
+                there.pop(session, None)
                 if not there:
                     del self._by_address[address]
 

@@ -19,7 +19,7 @@ from django.db import DatabaseError, connections
 
 from delivery import conf, dispatch
 from delivery.buffer import clients, markers, memory, workers
-from delivery.buffer.puts import Puts
+from delivery.buffer.values import Values
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
 from delivery.serving import credit, login
@@ -72,7 +72,7 @@ class Process:
         options = conf.current()
         self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
-        self.puts = Puts()
+        self.chunks, self.blocks = Values(), Values()  # neither waits for the other
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable(self.cache.note_dropped)
         self.lookout = Lookout(self)
@@ -133,7 +133,8 @@ class Process:
         await self.write_positions()
         await self._write_events()
         await self.subscriber.stop()
-        await self.puts.close()
+        await self.chunks.close()
+        await self.blocks.close()
         await clients.aclose()
         self._threads.shutdown(wait=False)
         self._writer.shutdown(wait=False)

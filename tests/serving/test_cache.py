@@ -42,7 +42,7 @@ def blocks(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> BlockCache:
         return False
 
     monkeypatch.setattr(cache.blocks, "astaged", nothing_staged)
-    return BlockCache(cast(Any, SimpleNamespace(publish=publisher.publish)), limit=RANGE_SIZE)
+    return BlockCache(cast(Any, SimpleNamespace(publish=publisher.publish, blocks=None)), limit=RANGE_SIZE)
 
 
 async def test_ranges_ahead_are_asked_for_once(blocks: BlockCache, publisher: Publisher) -> None:
@@ -82,7 +82,7 @@ async def test_what_another_process_asked_for_is_not_waited_for(blocks: BlockCac
 async def test_a_range_that_was_read_and_is_gone_is_asked_for_at_once(
     blocks: BlockCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def get(payload: object, first: int, count: int) -> list[Any]:
+    async def get(line: object, payload: object, first: int, count: int) -> list[Any]:
         return []
 
     monkeypatch.setattr(cache.blocks, "aget", get)

@@ -274,6 +274,11 @@ class Transport:
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
 
+    def pause_reading(self) -> None:
+        return None
+
+    resume_reading = pause_reading
+
     def is_closing(self) -> bool:
         return self._closed
 
@@ -285,14 +290,14 @@ class Transport:
 
     def _later(self, step: Callable[..., None], *args: Any) -> None:
         """Take a step in a moment, and after those that were to be taken before."""
-        self._ready_at = max(self._ready_at, self._loop.time() + self._store.chance.expovariate(2000))
+        self._ready_at = max(self._ready_at + 1e-6, self._loop.time() + self._store.chance.expovariate(2000))
         self._loop.call_at(self._ready_at, step, *args)
 
     def _take(self, sent: bytes) -> None:
         if self._closed:
             return
         try:
-            self._server.send_packed_command([sent], check_health=False)
+            self._server.sendmsg([sent])
         except redis.ConnectionError:
             self._closed = True
             self._protocol.connection_lost(None)
@@ -300,9 +305,8 @@ class Transport:
         self._later(self._give)
 
     def _give(self) -> None:
-        view = bytearray(1_000)
-        if not self._closed and (count := self._server.readinto(view)):
-            self._protocol.data_received(bytes(view[:count]))
+        if not self._closed and (count := self._server.readinto(self._protocol.get_buffer(-1))):
+            self._protocol.buffer_updated(count)
             self._later(self._give)
 
 

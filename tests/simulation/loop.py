@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
-import itertools
 import random
 from asyncio.events import Handle, TimerHandle
 from collections.abc import Callable
@@ -84,12 +83,10 @@ class _Timer(TimerHandle):
 
 
 class _Task(asyncio.Task):  # type: ignore[type-arg]
-    """Sets of tasks are walked in the order of their numbers, not of their addresses."""
+    """Sets of tasks are walked in the order of their numbers, not of their addresses; each simulation has its own."""
 
-    _numbers = itertools.count()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._number = next(_Task._numbers)
+    def __init__(self, *args: Any, number: int, **kwargs: Any) -> None:
+        self._number = number
         super().__init__(*args, **kwargs)
         self._log_destroy_pending = False  # those of killed processes
 
@@ -113,7 +110,7 @@ class SimulationLoop(asyncio.SelectorEventLoop):
         self.set_task_factory(self._make_task)
 
     def _make_task(self, loop: Any, work: Any, **options: Any) -> _Task:
-        task = _Task(work, loop=loop, **options)
+        task = _Task(work, loop=loop, number=len(self.tasks), **options)
         self.tasks.append(task)
         return task
 

@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import os
 import random
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from delivery import dispatch, make_token, models, notify
-from delivery.buffer import blocks, bulk, chunks, clients, digests, markers, memory, puts, webs, workers
+from delivery.buffer import blocks, bulk, chunks, clients, digests, markers, memory, values, webs, workers
 from delivery.client import client as client_module
 from delivery.errors import DeliveryError
 from delivery.serving import process
@@ -96,7 +97,7 @@ def _in_place(world: World) -> Iterator[None]:
     random.seed(seeded.random())
     with contextlib.ExitStack() as stack:
         put = lambda target, name, value: stack.enter_context(patch.object(target, name, value))  # noqa: E731
-        for module in (bulk, chunks, blocks, digests, markers, puts, workers, webs, memory, clients):
+        for module in (bulk, chunks, blocks, digests, markers, values, workers, webs, memory, clients):
             if hasattr(module, "client"):
                 put(module, "client", lambda: world.client)
             if hasattr(module, "aclient"):
@@ -119,6 +120,8 @@ def _in_place(world: World) -> Iterator[None]:
         put(client_module, "dial", world.dial)
         put(time, "monotonic", loop.time)
         put(timezone, "now", lambda: EPOCH + datetime.timedelta(seconds=loop.now))
+        put(time, "time_ns", lambda: int((EPOCH.timestamp() + loop.now) * 1e9))  # with the next one, ids of rows
+        put(secrets, "randbits", seeded.getrandbits)
         put(os, "urandom", seeded.randbytes)
         stack.enter_context(
             override_settings(DELIVERY=SETTINGS, PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"])
