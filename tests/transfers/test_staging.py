@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from django.test import override_settings
 
 from delivery import notify
 from delivery.buffer import blocks, clients
-from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
+from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE, Block
+from delivery.buffer.values import Values
 from delivery.errors import StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import files, payloads
@@ -56,8 +58,17 @@ def store(payload: Payload, lengths: list[int], **fields: Any) -> None:
 def staged(payload: Payload, index: int) -> bytes | None:
     first = index * blocks.RANGE_BLOCKS
     count = min(blocks.RANGE_BLOCKS, blocks.blocks_of(payload.size or 0) - first)
-    found = blocks.get(payload.pk, first, count)
+    found = asyncio.run(_got(payload, first, count))
     return None if found is None else b"".join(block.data for block in found)
+
+
+async def _got(payload: Payload, first: int, count: int) -> list[Block] | None:
+    line = Values()
+    try:
+        return await blocks.aget(line, payload.pk, first, count)
+    finally:
+        await line.close()
+        await clients.aclose()
 
 
 @pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
