@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _task: asyncio.Task[Any] | None = None
     _abandoned = False
     _takes_pieces = False
+    _write: Callable[[tuple[bytes | bytearray | memoryview, ...]], bool] | None = None  # what a server does at once
     _gives_straight = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -56,8 +58,9 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
         self.scope, self.base_send = scope, send
-        extensions = scope.get("extensions") or ()
+        extensions = scope.get("extensions") or {}
         self._takes_pieces, self._gives_straight = PIECES in extensions, STRAIGHT in extensions
+        self._write = extensions[PIECES]["write"] if self._takes_pieces else None
         self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
@@ -73,7 +76,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if self.plain is not None:
             await self.plain.end()
         process.current().hearing.close(self.channel_name)
-        self.session = self.plain = None  # they hold each other
+        self.session = self.plain = self._write = None  # they hold each other
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
@@ -121,13 +124,14 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.session = Session(self, found)
         self.session.start()
         if self._gives_straight:
-            await self._send({"type": STRAIGHT, "take": self.session.take})
+            await self._send({"type": STRAIGHT, "take": self.session.take, "take_text": self.session.take_text})
         await self.join(notify.group_of(drain.WORKERS))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         data = message.get("bytes")
         if self.session is not None:
-            await (self.session.text(message["text"]) if data is None else self.session.data(data))
+            if not (self.session.take_text(message["text"]) if data is None else self.session.take(data)):
+                await self.session.pace()
         elif self.plain is not None:
             await self.plain.take(message["text"] if data is None else data)
 
@@ -144,6 +148,9 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
+
+    def send_now(self, *pieces: bytes | bytearray | memoryview) -> bool:
+        return self._write is not None and self._write(pieces)
 
     async def send_bytes(self, *pieces: bytes | bytearray | memoryview) -> None:
         if self._takes_pieces:  # our own server sends them from where they lie

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -39,11 +39,12 @@ CONNECTIONS = logging.getLogger("uvicorn.error.websocket")
 UNSENT_BYTES = 262_144
 
 #: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
+#: Its member `write` in the scope does that at once, and returns False, having done nothing, where `send` would wait or raise.
 PIECES = "delivery.pieces"
 
-#: An ASGI extension, and the type of its message: `take` is called with large binary messages from now on, whenever the
-#: application waits in `receive` and nothing else waits for it. It returns False to be read from no further: then `receive`
-#: gives a message of the type `PACE`, and nothing more comes before `receive` is called again.
+#: An ASGI extension, and the type of its message: `take` is called with large binary messages from now on, `take_text` with
+#: texts, whenever the application waits in `receive` and nothing else waits for it. Both return False to be read from no
+#: further: then `receive` gives a message of the type `PACE`, and nothing more comes before `receive` is called again.
 STRAIGHT = "delivery.straight"
 PACE = "delivery.pace"
 
@@ -88,7 +89,7 @@ class GuardedHttp(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]
         protocol = self.transport.get_protocol()
         if isinstance(protocol, GuardedWebSocket):
-            self.loop.call_soon(protocol.read_large)
+            self.loop.call_soon(protocol.read_past_parser)
 
     def _begin_head(self) -> None:
         if self._late is None:
@@ -108,6 +109,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     _control_frames = 0
     _control_since = 0.0
     _take: Callable[[bytes], bool] | None = None
+    _take_text: Callable[[str], bool] | None = None
     _listening = False  # the application waits for what comes
     _in_turn = 0  # bytes of large messages handed on since others had their turn
 
@@ -119,7 +121,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._take = None
+        self._take = self._take_text = None
         self.conn.parser.close()  # a generator that holds its connection: both would wait for the collector of cycles
 
     def data_received(self, data: bytes) -> None:
@@ -134,17 +136,17 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
             self.loop.call_later(taken, self._read_on)
 
-    def read_large(self) -> None:
-        """From now on, take large messages past the parser; unless its peer, before our answer, sent it something."""
+    def read_past_parser(self) -> None:
+        """From now on, take whole messages past the parser; unless its peer, before our answer, sent it something."""
         if self.transport.is_closing() or self.conn.reader.buffer:
             return
-        self.transport.set_protocol(reading.LargeMessages(self, reading.buffers()))
+        self.transport.set_protocol(reading.WholeMessages(self, reading.buffers()))
         if self.transport.is_reading():  # uvloop looks at the kind of protocol only as it begins to read
             self.transport.pause_reading()
             self.transport.resume_reading()
 
-    def takes_large(self, length: int) -> bool:
-        """Return whether a whole binary message of `length` bytes may come now; else the parser knows what it is."""
+    def takes(self, length: int) -> bool:
+        """Return whether a whole message of `length` bytes may come now; else the parser knows what it is."""
         conn = self.conn
         within = conn.max_message_size is None or length <= conn.max_message_size
         return within and conn.state is OPEN and conn.current_size is None and not conn.extensions
@@ -157,9 +159,28 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.frames, self.curr_msg_data_type = [data], "bytes"
             self.send_receive_event_to_app()
         elif not self._take(data):
-            self.queue.put_nowait({"type": PACE})  # type: ignore[arg-type,misc]
-            self.read_paused = True
-            self.transport.pause_reading()
+            self._pace()
+
+    def text_received(self, data: bytes, *, straight: bool) -> None:
+        """Take a whole text message: to the application where it is ready and `straight` is set, else into its queue."""
+        self._fragments = 0
+        if straight and self._take_text is not None and self._listening and self.queue.empty():
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                pass  # uvicorn knows how to end it
+            else:
+                if not self._take_text(text):
+                    self._pace()
+                return
+        self.frames, self.curr_msg_data_type = [data], "text"
+        self.send_receive_event_to_app()
+
+    def _pace(self) -> None:
+        """Read no further before the application has."""
+        self.queue.put_nowait({"type": PACE})  # type: ignore[arg-type,misc]
+        self.read_paused = True
+        self.transport.pause_reading()
 
     def _count_turn(self, length: int) -> None:
         """Let others have their turn: libuv would read on, up to 32 times."""
@@ -236,11 +257,10 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         if message["type"] == STRAIGHT:
-            self._take = message["take"]
+            self._take, self._take_text = message["take"], message["take_text"]
         elif message["type"] == PIECES:
             await self._until_sendable()
-            pieces = message["pieces"]
-            self.transport.writelines([_head(FINAL_BINARY, sum(map(len, pieces))), *pieces])
+            self._write(message["pieces"])
         elif self._is_text(message):
             # uvicorn composes a frame of it by a parser's means, in three times the time of all else on its way.
             data = message["text"].encode()
@@ -248,6 +268,17 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.transport.write(_head(FINAL_TEXT, len(data)) + data)
         else:
             await super().send(message)
+
+    def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Send one binary message at once; return False, and send nothing, where `send` would wait or raise."""
+        clear = self.writable.is_set() and self.conn.state is OPEN and self.handshake_complete
+        if not clear or self.close_sent or self.disconnected:
+            return False
+        self._write(pieces)
+        return True
+
+    def _write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
+        self.transport.writelines([_head(FINAL_BINARY, sum(map(len, pieces))), *pieces])
 
     def _is_text(self, message: Any) -> bool:
         text = message["type"] == "websocket.send" and message.get("bytes") is None and message.get("text") is not None
@@ -267,11 +298,13 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
-        self.scope["extensions"] |= {PIECES: {}, STRAIGHT: {}}  # type: ignore[operator,typeddict-item,unused-ignore]
+        extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment,typeddict-item,unused-ignore]
+        extensions |= {PIECES: {"write": self.write}, STRAIGHT: {}}
         try:
             await super().run_asgi()
         finally:
-            self._take = None
+            self._take = self._take_text = None
+            extensions.clear()  # or the scope, which we hold, holds us
             self.loop.call_later(CLOSE_SECONDS + 1.0, self.transport.abort)
 
 

@@ -1,7 +1,8 @@
-"""Large messages on their way in, taken past uvicorn's parser, which copies each of their bytes three times.
+"""Messages on their way in, taken past uvicorn's parser: large binary ones and short texts.
 
-The kernel writes a large message into one buffer, and taking off its mask makes the bytes that the application gets.
-Knows frames (RFC 6455 section 5.2) as far as it has to: where each one ends, and which is a whole large binary message.
+The parser copies each byte of a message three times, and takes 40 microseconds for a frame. Here the kernel writes a large
+message into one buffer, and taking off its mask makes the bytes that the application gets.
+Knows frames (RFC 6455 section 5.2) as far as it has to: where each one ends, and which is a whole message of these.
 All others, the handshake, every violation and the closing are uvicorn's and `websockets`' own.
 """
 
@@ -13,9 +14,10 @@ from typing import Protocol
 
 from websockets.frames import apply_mask  # type: ignore[attr-defined] # the C one, where there is one
 
-LARGE_BYTES = 16_384  # of a message; smaller ones are not worth it
+LARGE_BYTES = 16_384  # of a binary message, smaller ones are not worth it; and more than a text has that is taken here
 MOST_BYTES = 4 * 1024 * 1024  # larger ones grow as they come: nobody has memory set aside by announcing them
-FINAL_BINARY = 0x82
+FAIR_TEXTS = 8  # of one read, handed on without a queue that lets others have their turn
+FINAL_TEXT, FINAL_BINARY = 0x81, 0x82
 MASKED = 0x80
 MASK_BYTES = 4
 HEAD_BYTES = {126: 4, 127: 10}  # by what the second byte says, and 2 otherwise; the mask comes behind
@@ -31,8 +33,11 @@ class Socket(Protocol):
     def large_received(self, data: bytes) -> None:
         """Take a whole binary message."""
 
-    def takes_large(self, length: int) -> bool:
-        """Return whether a large message of `length` bytes may come now."""
+    def text_received(self, data: bytes, *, straight: bool) -> None:
+        """Take a whole text message, not yet known to be UTF-8. `straight`: it need not go through a queue."""
+
+    def takes(self, length: int) -> bool:
+        """Return whether a whole message of `length` bytes may come now."""
 
     def connection_lost(self, exc: Exception | None) -> None: ...
 
@@ -71,7 +76,7 @@ def buffers() -> Buffers:
 _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Buffers] = weakref.WeakKeyDictionary()
 
 
-class LargeMessages(asyncio.BufferedProtocol):
+class WholeMessages(asyncio.BufferedProtocol):
     """Stands between a transport and the `socket` that it was made for."""
 
     __slots__ = ("_at", "_buffer", "_buffers", "_end", "_head", "_left", "_others", "_size", "_socket")
@@ -135,6 +140,7 @@ class LargeMessages(asyncio.BufferedProtocol):
     def _split(self, view: memoryview) -> None:
         if self._head:
             view, self._head = memoryview(self._head + view), b""
+        texts = 0
         while view:
             if not self._left:
                 head = _head_bytes(view)
@@ -146,6 +152,14 @@ class LargeMessages(asyncio.BufferedProtocol):
                     self._hand_on()  # what comes before it may change what we may take
                     if self._is_large(view, length):
                         view = self._begin(view, head + length)
+                        continue
+                elif view[0] == FINAL_TEXT and view[1] & MASKED and len(view) >= head + length:
+                    self._hand_on()
+                    if self._socket.takes(length):
+                        texts += 1
+                        data = apply_mask(view[head : head + length], bytes(view[head - MASK_BYTES : head]))
+                        self._socket.text_received(data, straight=texts <= FAIR_TEXTS)
+                        view = view[head + length :]
                         continue
                 self._left = head + length
             part, view = view[: self._left], view[self._left :]
@@ -163,7 +177,7 @@ class LargeMessages(asyncio.BufferedProtocol):
     def _is_large(self, view: memoryview, length: int) -> bool:
         masked = view[1] & MASKED  # else it is a violation
         fits = LARGE_BYTES <= length <= MOST_BYTES
-        return bool(view[0] == FINAL_BINARY and masked and fits and self._socket.takes_large(length))
+        return bool(view[0] == FINAL_BINARY and masked and fits and self._socket.takes(length))
 
     def _begin(self, view: memoryview, size: int) -> memoryview:
         """Begin a large frame of `size` bytes with what is here of it; return what follows."""

@@ -83,6 +83,12 @@ class Exchange:
         """
         return None if self.going_away else self._turns.take(self.senders)
 
+    def has_to_send(self) -> bool:
+        """Return whether a message waits to be sent, or it is a sender's turn."""
+        if self.outbox:
+            return True
+        return not self.going_away and any(one.chunk_due() or one.finish_due() for one in self.senders.values())
+
     def finish(self, sender: Sender, sha256: str | None) -> None:
         """Send `finish`. `sha256`: of the whole payload, None where a client does not know it."""
         if sha256 is None and self.side is Side.SERVER:

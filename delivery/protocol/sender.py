@@ -80,6 +80,12 @@ class Sender(Machine):
 
     # -- what to send ----------------------------------------------------------------------------------------------
 
+    def chunk_due(self) -> bool:
+        """Return whether there is credit, and something left to send with it: then `next_span` says what."""
+        if self.next_seq >= self.limit or self.paused or self.finished or not self._may_send:
+            return False
+        return self.size is None or self.next_seq * self.chunk_size < self.size
+
     def next_span(self) -> Span | None:
         """Return the span to send next, or None while there is no credit or nothing left.
 
@@ -87,16 +93,11 @@ class Sender(Machine):
         nack may have changed the span. Where the size is unknown and the source ends inside the span or before it
         (everything may be stored already, and the last chunk short), the driver calls `end` first.
         """
-        if self.next_seq >= self.limit or self.paused or self.finished:
-            return None
-        if not self._may_send:
+        if not self.chunk_due():
             return None
         offset = self.next_seq * self.chunk_size
-        if self.size is None:
-            return Span(self.next_seq, offset, self.chunk_size)
-        if offset >= self.size:
-            return None
-        return Span(self.next_seq, offset, min(self.chunk_size, self.size - offset))
+        length = self.chunk_size if self.size is None else min(self.chunk_size, self.size - offset)
+        return Span(self.next_seq, offset, length)
 
     def chunk_sent(self, seq: int, now: float) -> None:
         """Note that the chunk of the last `next_span` is on its way. `now`: monotonic seconds."""
@@ -143,7 +144,7 @@ class Sender(Machine):
         """Return whether credit was open, something to wait for, and no progress for 60 s (PROTOCOL section 5)."""
         if now - self.progress_at < STALL_SECONDS or self.state not in (State.OPEN, State.FINISHING):
             return False
-        return self.next_seq < self.limit and (self.in_flight or self.next_span() is not None)
+        return self.next_seq < self.limit and (self.in_flight or self.chunk_due())
 
     # -- what the receiver said ------------------------------------------------------------------------------------
 

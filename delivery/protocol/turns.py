@@ -29,6 +29,6 @@ class Turns:
         for _ in range(len(self._order)):
             sender = senders[self._order[0]]
             self._order.rotate(-1)
-            if sender.next_span() is not None:
+            if sender.chunk_due():
                 return sender
         return None

@@ -32,6 +32,8 @@ class Outflow:
         self._process = process
         self._changed = changed
         self._groups: dict[int, Group] = {}
+        self._wanted = range(0)  # of the numbers of groups, when it was last looked for them
+        self._at = -1  # the group in which the last chunk ended
         self._woken = asyncio.Event()
 
     def grant(self) -> None:
@@ -40,8 +42,9 @@ class Outflow:
         self.wake()
 
     def wake(self) -> None:
-        """Look for what is to be fetched: credit or position moved."""
-        self._woken.set()
+        """Credit or position moved: look whether that asks for other groups than before, and have them fetched."""
+        if self.granted and self.waiting.inline is None and self._want() not in (None, self._wanted):
+            self._woken.set()
 
     def frame(self) -> Frame | None:
         """Return the next chunk's header and data, None where that is still to come. The caller sends both as one message.
@@ -54,9 +57,15 @@ class Outflow:
         if self.waiting.inline is not None:
             data = self.waiting.inline[span.offset : span.offset + span.length]
             return self._frame(span, data)
-        if not self.granted or not self._here(span):
-            self._woken.set()
+        if not self.granted:
             return None
+        groups = _groups_of(span)
+        here = all(number in self._groups for number in groups)
+        if not here or self._at != groups[-1]:
+            self.wake()  # fetch it, or ahead, and let go of what is behind
+        if not here:
+            return None
+        self._at = groups[-1]
         return self._cut(span)
 
     async def run(self) -> None:
@@ -73,12 +82,11 @@ class Outflow:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            span = self.sender.next_span() if self.granted and self.waiting.inline is None else None
-            if span is not None:
-                await self._fetch(span)
+            if (wanted := self._want()) is not None:
+                self._wanted = wanted
+                await self._fetch(wanted)
 
-    async def _fetch(self, span: Span) -> None:
-        wanted = self._wanted(span)
+    async def _fetch(self, wanted: range) -> None:
         at = wanted[0] * GROUP_BYTES // RANGE_SIZE
         self._process.readers.move(self.waiting.payload, self.waiting.size, self, at)
         for number in list(self._groups):
@@ -90,20 +98,14 @@ class Outflow:
                 self._changed()
         await self._process.cache.stage_ahead(self.waiting.payload, self.waiting.size, wanted[-1])
 
-    def _wanted(self, span: Span) -> list[int]:
-        """Return the numbers of the groups that hold the span, and the one after it if there is credit for it."""
-        first = span.offset // GROUP_BYTES
-        last = (span.offset + span.length - 1) // GROUP_BYTES
+    def _want(self) -> range | None:
+        """Return the groups that hold the next chunk, and the one after if there is credit for it; None without a chunk."""
+        span = self.sender.next_span()
+        if span is None:
+            return None
+        groups = _groups_of(span)
         credit = min(self.sender.limit * self.sender.chunk_size, self.waiting.size)
-        if (last + 1) * GROUP_BYTES < credit:
-            last += 1
-        return list(range(first, last + 1))
-
-    def _here(self, span: Span) -> bool:
-        first, last = span.offset // GROUP_BYTES, (span.offset + span.length - 1) // GROUP_BYTES
-        if last + 1 not in self._groups:
-            self._woken.set()  # fetch ahead, and let go of what is behind
-        return all(number in self._groups for number in range(first, last + 1))
+        return range(groups.start, groups.stop + 1) if groups.stop * GROUP_BYTES < credit else groups
 
     def _block(self, index: int) -> Block:
         return self._groups[index // GROUP_BLOCKS][index % GROUP_BLOCKS]
@@ -121,3 +123,8 @@ class Outflow:
 
     def _frame(self, span: Span, data: bytes | bytearray | memoryview) -> Frame:
         return frames.encode_header(self.sender.handle, span.seq, frames.checksum(data)), data
+
+
+def _groups_of(span: Span) -> range:
+    """Return the numbers of the groups that hold a chunk."""
+    return range(span.offset // GROUP_BYTES, (span.offset + span.length - 1) // GROUP_BYTES + 1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -35,6 +35,8 @@ from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONFIRM_SECONDS = 1.0
 DETACH_SECONDS = 5.0
@@ -198,34 +200,25 @@ class Session:
 
     # -- what comes --------------------------------------------------------------------------------------------------
 
-    async def text(self, text: str) -> None:
-        """Take a text message. Waits where its peer asks for more than we can do, or reads none of the answers."""
-        if self.deaf:
-            return
-        try:
-            self.act(self.connection.receive_text(text, time.monotonic()))
-        except ProtocolViolation as violation:
-            self.refuse(violation)
-        self.wake()
-        await self._pacing.wait()
-
-    async def data(self, data: bytes) -> None:
-        """Take a binary message. Waits where too much of this connection is in memory alone: TCP slows the peer down."""
-        if not self.take(data):
-            await self.pace()
+    def take_text(self, text: str) -> bool:
+        """Take a text message; return False where `pace` is to be awaited before the next. Raises nothing."""
+        return self._take(self.connection.receive_text, text)
 
     def take(self, data: bytes) -> bool:
-        """Take a binary message; return False where `pace` is to be awaited before the next. Raises nothing."""
+        """Take a binary message, as `take_text` does."""
+        return self._take(self.connection.receive_bytes, data)
+
+    def _take(self, receive: Callable[[T, float], list[events.Event]], message: T) -> bool:
         if self.deaf:
             return True
         try:
-            self.act(self.connection.receive_bytes(data, time.monotonic()))
+            self.act(receive(message, time.monotonic()))
         except ProtocolViolation as violation:
             self.refuse(violation)
         except Exception:  # whoever calls knows nothing of sessions
             logger.exception("connection of %s fails", self.client)
             self.close(1011, "internal error")
-        if self.connection.outbox or self.closing:  # a nack, or the end
+        if self.closing or self.connection.has_to_send():
             self.wake()
         return not self._pacing.due()
 

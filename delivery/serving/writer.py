@@ -8,7 +8,7 @@ from typing import Protocol
 
 from delivery.protocol import messages
 from delivery.protocol.connection import Connection
-from delivery.serving.outflow import Outflow
+from delivery.serving.outflow import Frame, Outflow
 
 
 class ConnectionClosed(Exception):
@@ -21,6 +21,9 @@ class Socket(Protocol):
     channel_name: str
 
     async def send_text(self, text: str) -> None: ...
+
+    def send_now(self, *pieces: bytes | bytearray | memoryview) -> bool:
+        """Send one binary message if that takes no waiting; else return False, and send nothing."""
 
     async def send_bytes(self, *pieces: bytes | bytearray | memoryview) -> None:
         """Send one binary message, whose pieces nobody changes any more."""
@@ -75,7 +78,7 @@ class Writer:
             if self.closing is not None:
                 await self._socket.close(*self.closing)
                 return
-            if not await self._send_chunk():
+            if not await self._send_chunks():
                 await self._woken.wait()
 
     async def _send_outbox(self) -> None:
@@ -84,20 +87,27 @@ class Writer:
             await self._socket.send_text(messages.encode(outbox.popleft()))
             self._connection.sent(time.monotonic())
 
-    async def _send_chunk(self) -> bool:
-        """Send the next chunk whose data is here, or a `finish`; return whether there was one."""
+    async def _send_chunks(self) -> bool:
+        """Send the chunks whose data is here, until one has to wait; return whether there may be more to send."""
+        while (frame := self._next_frame()) is not None:
+            if not self._socket.send_now(*frame):
+                await self._socket.send_bytes(*frame)
+                return True  # and what came meanwhile goes before the next chunk
+        return bool(self._connection.outbox)
+
+    def _next_frame(self) -> Frame | None:
+        """Return the next chunk whose data is here; None where there is none, or a `finish` was put into the outbox."""
         for _ in range(len(self._connection.senders)):
             sender = self._connection.next_turn()
             if sender is None:
-                return False
+                return None
             outflow = self._outflows[sender.handle]
-            if sender.next_span() is None:
+            if sender.finish_due():
                 self._connection.finish(sender, outflow.waiting.sha256)
-                return True
+                return None
             if (frame := outflow.frame()) is not None:
                 now = time.monotonic()
                 sender.chunk_sent(sender.next_seq, now)
                 self._connection.sent(now)
-                await self._socket.send_bytes(*frame)
-                return True
-        return False
+                return frame
+        return None

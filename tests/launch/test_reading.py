@@ -1,4 +1,4 @@
-"""Large messages past the parser: in every cut, among all other frames, and on a real server."""
+"""Whole messages past the parser: in every cut, among all other frames, and on a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.uri import parse_uri
 
-from delivery.launch.reading import LARGE_BYTES, MOST_BYTES, Buffers, LargeMessages
+from delivery.launch.reading import FAIR_TEXTS, LARGE_BYTES, MOST_BYTES, Buffers, WholeMessages
 from tests.launch.test_guards import serving
 
 
@@ -25,6 +25,7 @@ class Parsed:
         self.parser = Protocol(SERVER, max_size=most)
         self.messages: list[bytes] = []
         self.straight = 0
+        self.texts: list[bool] = []
 
     def data_received(self, data: bytes) -> None:
         self.parser.receive_data(data)
@@ -36,7 +37,11 @@ class Parsed:
         self.straight += 1
         self.messages.append(data)
 
-    def takes_large(self, length: int) -> bool:
+    def text_received(self, data: bytes, *, straight: bool) -> None:
+        self.texts.append(straight)
+        self.messages.append(data)
+
+    def takes(self, length: int) -> bool:
         return self.parser.current_size is None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,7 +54,7 @@ def frame(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
     return Frame(opcode, data, fin=fin).serialize(mask=True)
 
 
-def feed(to: LargeMessages, data: bytes, cuts: Any) -> None:
+def feed(to: WholeMessages, data: bytes, cuts: Any) -> None:
     """Give data as a transport does, in pieces of `cuts()` bytes at most."""
     at = 0
     while at < len(data):
@@ -68,7 +73,7 @@ LARGE = [os.urandom(size) for size in (LARGE_BYTES, 20_000, 65_535, 65_536, 262_
 def test_messages_come_whole_and_in_order_in_every_cut(step: int) -> None:
     sent = [LARGE[0], *SMALL, *LARGE, b"text", LARGE[4], LARGE[4], b"p"]
     behind = Parsed()
-    feed(LargeMessages(behind, Buffers()), b"".join(frame(Opcode.BINARY, one) for one in sent), lambda: step)
+    feed(WholeMessages(behind, Buffers()), b"".join(frame(Opcode.BINARY, one) for one in sent), lambda: step)
     assert behind.messages == sent
     assert behind.straight == sum(len(one) >= LARGE_BYTES for one in sent)
 
@@ -78,7 +83,7 @@ def test_random_frames_in_random_cuts(seed: int) -> None:
     chance = random.Random(seed)
     buffers = Buffers()
     lines = [(Parsed(), []) for _ in range(3)]  # type: list[tuple[Parsed, list[bytes]]]
-    ends = [LargeMessages(behind, buffers) for behind, _ in lines]  # they share their buffers
+    ends = [WholeMessages(behind, buffers) for behind, _ in lines]  # they share their buffers
     wires = [b"", b"", b""]
     for number, (_, sent) in enumerate(lines):
         for _ in range(12):
@@ -107,7 +112,7 @@ def test_random_frames_in_random_cuts(seed: int) -> None:
 
 def test_a_message_without_mask_and_one_that_is_too_large_are_the_parsers() -> None:
     behind = Parsed(most=MOST_BYTES + 1)
-    end = LargeMessages(behind, Buffers())
+    end = WholeMessages(behind, Buffers())
     feed(end, frame(Opcode.BINARY, b"x" * (MOST_BYTES + 1)), lambda: 65_536)
     assert behind.straight == 0
     assert len(behind.messages[0]) == MOST_BYTES + 1
@@ -117,12 +122,56 @@ def test_a_message_without_mask_and_one_that_is_too_large_are_the_parsers() -> N
     assert behind.parser.close_sent.code == 1002
 
 
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 8, 131, 1_000, 65_536])
+def test_short_texts_come_in_order_among_all_else_in_every_cut(step: int) -> None:
+    kinds = [(Opcode.TEXT, one) for one in SMALL] + [(Opcode.BINARY, LARGE[0]), (Opcode.BINARY, b"small")]
+    sent = [*kinds, (Opcode.PING, b"ping"), *kinds, (Opcode.TEXT, b"t" * LARGE_BYTES), *kinds[2:]]
+    behind = Parsed()
+    feed(WholeMessages(behind, Buffers()), b"".join(frame(*one) for one in sent), lambda: step)
+    assert behind.messages == [data for _, data in sent]
+    assert behind.straight == 3
+    assert behind.texts
+
+
+def test_no_more_than_a_few_texts_of_one_read_pass_the_queue() -> None:
+    behind = Parsed()
+    end = WholeMessages(behind, Buffers())
+    for _ in range(2):
+        feed(end, frame(Opcode.TEXT, b"{}") * (FAIR_TEXTS + 2), lambda: 65_536)
+    assert behind.texts == [*[True] * FAIR_TEXTS, False, False] * 2
+
+
+def test_what_is_unusual_about_a_text_is_the_parsers() -> None:
+    behind = Parsed()
+    end = WholeMessages(behind, Buffers())
+    feed(end, frame(Opcode.TEXT, b"be", fin=False), lambda: 65_536)
+    feed(end, frame(Opcode.PONG, b"") + frame(Opcode.CONT, b"gun"), lambda: 65_536)
+    assert behind.texts == []
+    feed(end, frame(Opcode.TEXT, b"be", fin=False) + frame(Opcode.TEXT, b"new"), lambda: 65_536)
+    assert behind.texts == [], "a text inside another is a violation"
+    assert behind.parser.close_sent is not None
+    assert behind.parser.close_sent.code == 1002
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Frame(Opcode.TEXT, b"{}").serialize(mask=False), bytes([0xC1]) + frame(Opcode.TEXT, b"{}")[1:]],
+    ids=["unmasked", "reserved"],
+)
+def test_a_text_without_mask_or_with_reserved_bits_is_a_violation(wrong: bytes) -> None:
+    behind = Parsed()
+    feed(WholeMessages(behind, Buffers()), wrong, lambda: 65_536)
+    assert behind.texts == []
+    assert behind.parser.close_sent is not None
+    assert behind.parser.close_sent.code == 1002
+
+
 class Application:
-    """An ASGI app that keeps what comes; messages for `take` straight. `refuse`: how often it wants no more at once."""
+    """An ASGI app that keeps what comes; what it is handed straight too. `refuse`: how many large ones it wants no more after."""
 
     def __init__(self, *, refuse: int = 0) -> None:
         self.came: list[bytes | str] = []
-        self.straight = self.paced = 0
+        self.straight = self.texts = self.paced = 0
         self.refuse = refuse
         self.accepts_after = 0.0
 
@@ -131,16 +180,16 @@ class Application:
         await asyncio.sleep(self.accepts_after)
         await send({"type": "websocket.accept"})
         assert "delivery.straight" in scope["extensions"]
-        await send({"type": "delivery.straight", "take": self.take})
+        await send({"type": "delivery.straight", "take": self.take, "take_text": self.take_text})
         while (message := await receive())["type"] != "websocket.disconnect":
-            if message["type"] == "delivery.pace":
-                count, self.paced = len(self.came), self.paced + 1
+            if message["type"] != "delivery.pace":
+                self.came.append(message.get("bytes") if message.get("text") is None else message["text"])
+            elif isinstance(self.came[-1], bytes):
+                self.paced += 1
+            if self.came[-1] == "slow" or message["type"] == "delivery.pace":
+                count = len(self.came)
                 await asyncio.sleep(0.05)
                 assert len(self.came) == count, "it was read on"
-                continue
-            self.came.append(message.get("bytes") if message.get("text") is None else message["text"])
-            if self.came[-1] == "slow":
-                await asyncio.sleep(0.05)
             if self.came[-1] == "all?":
                 await send({"type": "websocket.send", "text": str(len(self.came))})
 
@@ -149,6 +198,11 @@ class Application:
         self.came.append(data)
         self.refuse -= 1
         return self.refuse < 0
+
+    def take_text(self, text: str) -> bool:
+        self.texts += 1
+        self.came.append(text)
+        return text not in ("slow", "all?")
 
 
 async def exchange(application: Application, sent: list[bytes | str]) -> str | bytes:
@@ -167,6 +221,32 @@ async def test_a_server_hands_on_straight_and_in_order() -> None:
     assert await exchange(application, sent) == str(len(sent) + 1)
     assert application.came == [*sent, "all?"]
     assert application.straight > 10
+
+
+async def test_a_server_hands_on_texts_straight_and_in_order() -> None:
+    application = Application()
+    sent: list[bytes | str] = [f"é{number}" for number in range(100)]
+    sent[30:30] = ["slow", LARGE[0], b"small", "t" * LARGE_BYTES, "last", "slow"]
+    assert await exchange(application, sent) == str(len(sent) + 1)
+    assert application.came == [*sent, "all?"]
+    assert application.texts > 0
+    assert application.paced == 0
+
+
+async def test_a_text_that_is_no_utf8_closes_with_1007() -> None:
+    application = Application()
+    async with (
+        serving(application) as port,
+        websockets.connect(f"ws://127.0.0.1:{port}/", compression=None) as socket,
+    ):
+        await socket.send("fine")
+        await socket.send(b"\xff\xfe", text=True)
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await asyncio.wait_for(socket.recv(), 10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+    assert application.came == ["fine"]
+    assert application.texts == 1
 
 
 async def test_nothing_is_read_while_the_application_wants_no_more() -> None:

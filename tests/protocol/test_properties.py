@@ -259,9 +259,9 @@ def gives_endless_credit(original, receiver, now):
 
 def ignores_credit(original, sender):
     limit, sender.limit = sender.limit, 1_000
-    span = original(sender)
+    due = original(sender)
     sender.limit = limit
-    return span
+    return due
 
 
 def accepts_gaps(original, receiver, seq, length):
@@ -303,7 +303,7 @@ MUTANTS = [
     (Storing, "next_ack", acks_early),
     (Receiver, "_begin", resumes_one_too_far),
     (Storing, "next_ack", gives_endless_credit),
-    (Sender, "next_span", ignores_credit),
+    (Sender, "chunk_due", ignores_credit),
     (Receiver, "_check_place", accepts_gaps),
     (Sender, "on_nack", forgets_finish_after_a_nack),
     (Receiver, "lost", takes_what_follows_a_nack),
