@@ -124,6 +124,7 @@ def done(session: Session, sender: Sender) -> None:
     outflow = _let_go(session, sender)
     if outflow is not None:
         transfer = outflow.waiting.transfer
+        session.process.forget_position(transfer, session.client)
         session.offering.set_aside(transfer)  # until the rows say that it is over
         session.offering.made_room()
         noted = session.process.received.add(Received(transfer, session.client, outflow.waiting.size))

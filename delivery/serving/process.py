@@ -220,6 +220,10 @@ class Process:
         """Note how far a client is, in bytes; written with all others within 5 s."""
         self._positions[transfer, client] = position
 
+    def forget_position(self, transfer: UUID, client: str) -> None:
+        """Write no position of a client that has everything: that says more."""
+        self._positions.pop((transfer, client), None)
+
     async def write_positions(self) -> None:
         """Write all positions that were noted."""
         noted, self._positions = self._positions, {}

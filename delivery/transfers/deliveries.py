@@ -155,16 +155,26 @@ def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
     return found.intersection(addresses)
 
 
+_NOTE = Statement(
+    ClientPosition,
+    "UPDATE {table} SET {position} = %s, {updated_at} = %s WHERE {transfer} = %s AND {client} = %s AND {state} = %s",
+    *("position", "updated_at", "transfer", "client", "state"),
+)
+_PROGRESS = Statement(
+    Transfer,
+    "UPDATE {table} SET {position} = %s, {progressed_at} = %s WHERE {id} = %s AND {state} = %s AND {position} < %s",
+    *("position", "progressed_at", "id", "state", "position"),
+)
+
+
 def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
-    """Write how far clients are. `positions`: (transfer, client) to bytes. One transaction for all."""
-    now = timezone.now()
+    """Write how far clients are that have not finished. `positions`: (transfer, client) to bytes. One transaction for all."""
+    now, noted = timezone.now(), positions.items()
+    state, live = ClientState.OPEN.value, TransferState.LIVE.value
     with transaction.atomic():
         locks.hold(Transfer.objects.filter(pk__in={transfer for transfer, _ in positions}))
-        for (transfer, client), position in positions.items():
-            ClientPosition.objects.filter(transfer=transfer, client=client).update(position=position, updated_at=now)
-            Transfer.objects.filter(pk=transfer, state=TransferState.LIVE, position__lt=position).update(
-                position=position, progressed_at=now
-            )
+        _NOTE.run_each([(position, now, transfer, client, state) for (transfer, client), position in noted])
+        _PROGRESS.run_each([(position, now, transfer, live, position) for (transfer, _), position in noted])
 
 
 def detach(transfer: UUID, client: str, channel: str, *, close_code: int | None) -> None:
