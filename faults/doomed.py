@@ -52,9 +52,7 @@ def _arm(**_ignored: Any) -> None:
     _before(notify, "waking", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
     _before(hashing, "follow", "woken, not hashed yet")
     _after(hashing.Hashed, "add", "a segment hashed, the state in hand")
-    _after(hashing, "of_file", "the only segment hashed, no row yet")
-    _after(completing, "complete_locked", "the only segment complete, not committed", _while("store"))
-    _before(completing, "_announce", "the only segment committed, nobody told", _while("store"))
+    _of_all(hashing)
 
     _before(blocks, "put", "before the file is read")
     _each(staging, "_blocks", "a block read")
@@ -67,8 +65,8 @@ def _arm(**_ignored: Any) -> None:
     _resume(hashing)
     _after(sealing._Pulse, "__call__", "between two blocks")
     _before(completing, "complete", "the digest known, nothing written")
-    _after(completing, "complete_locked", "complete, not committed", _while("seal"))
-    _before(completing, "_announce", "committed, nobody told", _while("seal"))
+    _after(completing, "complete_locked", "complete, not committed")
+    _before(completing, "_announce", "committed, nobody told")
     _after(completing, "_announce", "all told", _while("seal"))
 
 
@@ -177,6 +175,19 @@ def _put(blocks: Any) -> None:
             _putting = False
 
     blocks.put = wrapped
+
+
+def _of_all(hashing: Any) -> None:
+    """Leave the payload to sealing where that is to be struck."""
+    inner = hashing.of_all
+
+    @functools.wraps(inner)
+    def wrapped(last: Any) -> Any:
+        result = None if _plan().seals() else inner(last)
+        _reach("all hashed, the last segment has no row yet")
+        return result
+
+    hashing.of_all = wrapped
 
 
 def _resume(hashing: Any) -> None:

@@ -39,12 +39,12 @@ STORE = (
     Step("store", "the transfer locked", 3),
     Step("store", "the row written, not committed", 3),
     Step("store", "committed, nobody woken", 3),
-    Step("store", "woken, not hashed yet", 3),
-    Step("store", "a segment hashed, the state in hand", 3),
+    Step("store", "woken, not hashed yet", 2),
+    Step("store", "a segment hashed, the state in hand", 2),
     Step("store", "done, the task not acked", 3),
-    Step("store", "the only segment hashed, no row yet"),
-    Step("store", "the only segment complete, not committed"),
-    Step("store", "the only segment committed, nobody told"),
+    Step("store", "all hashed, the last segment has no row yet"),
+    Step("store", "complete, not committed"),
+    Step("store", "committed, nobody told"),
 )
 STAGE = (
     Step("stage", "begun", 5),
@@ -112,6 +112,11 @@ class Plan:
         """Return whether sealing is to find nothing hashed ahead."""
         with self._open() as file:
             return file is not None and bool(_read(file)["forgets"])
+
+    def seals(self) -> bool:
+        """Return whether the payload is to be left to sealing."""
+        with self._open() as file:
+            return file is not None and str(_read(file)["step"]).startswith("seal:")
 
     def reach(self, step: str) -> str | None:
         """Note that `step` was reached; return who dies now, None for nobody. It is written down already."""

@@ -30,6 +30,11 @@ def put(payload: UUID, record: bytes) -> None:
     bulk.run(("SET", keys.digest(payload), record, "EX", int(conf.current().buffer_expiry)))
 
 
+def dropping(payload: UUID) -> bulk.Command:
+    """Return the command that does what `drop` does."""
+    return "UNLINK", keys.digest(payload)
+
+
 def drop(payload: UUID) -> None:
     """Let go without a record."""
-    bulk.run(("UNLINK", keys.digest(payload)))
+    bulk.run(dropping(payload))

@@ -19,7 +19,6 @@ from delivery.transfers.uploads import Finished, Opened
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-STORING_SECONDS = 2.0
 
 
 class Finishing:
@@ -37,12 +36,12 @@ class Finishing:
         self.due_at = time.monotonic() + RETRY_SECONDS
 
     def by_storing(self, order: StoreOrder) -> StoreOrder:
-        """Have the task that stores the last run complete the payload too, and give it a while before sealing."""
+        """Have the task that stores the last run complete the payload with it, if it can.
+
+        It tells `sealed` before `stored`: who only hears that all is stored has it sealed at once.
+        """
         digests = self._receiver.expected_digests()
-        if len(digests) > 1:
-            return order
-        self.due_at = time.monotonic() + STORING_SECONDS
-        return replace(order, completes=True, sha256=next(iter(digests), ""))
+        return order if len(digests) > 1 else replace(order, completes=True, sha256=next(iter(digests), ""))
 
     async def step(self, lease: int) -> Finished | None:
         """Ask for the digest if that is due; return the outcome if it is there already.

@@ -135,7 +135,7 @@ class Intake:
             # Nothing is kept of what the third nack gave up: the abort left the receiver's count as it was.
             while self._checksums and (run := self.receiver.rest(time.monotonic())) is not None:
                 self._add_order(run)
-            await self._ask(time.monotonic())
+            await self._ask(time.monotonic(), detached=True)
         except (BufferUnavailable, StaleLease) as error:
             logger.info("what was buffered of %s will be sent again: %s", self.opened.payload, error)
 
@@ -219,24 +219,21 @@ class Intake:
             ends=ends,
         )
         entry = Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)])
-        if self._is_whole(order) and receiver.finish is None:
-            entry.ask_at = time.monotonic() + FINISH_SECONDS  # one task may do it all
+        if ends is not None:
+            entry.ask_at = time.monotonic() + FINISH_SECONDS  # its task may complete the payload too
         self._orders.append(entry)
 
-    def _is_whole(self, order: StoreOrder) -> bool:
-        """Return whether a run is the whole payload."""
-        return order.ends is not None and order.start == 0
-
-    async def _ask(self, now: float) -> None:
+    async def _ask(self, now: float, *, detached: bool = False) -> None:
         """Publish a task for each run that is due: for the first time, or again."""
         while self._orders and self._orders[0].order.end <= self.receiver.stored:
             self._orders.popleft()
+        hurried = detached or self._hurried or self.receiver.finish is not None
         for order in self._orders:
-            finished = order.attempt == 0 and self.receiver.finish is not None
-            if order.order.end <= self._gathering.flushed and (finished or now >= order.ask_at):
-                await self._ask_for(order)
+            due = now >= order.ask_at or (hurried and order.attempt == 0)
+            if due and order.order.end <= self._gathering.flushed:
+                await self._ask_for(order, detached=detached)
 
-    async def _ask_for(self, order: Order) -> None:
+    async def _ask_for(self, order: Order, *, detached: bool) -> None:
         run = order.order.run
         if order.attempt == 0:
             await chunks.aput_checksums(run.payload, run.lease, run.start, order.checksums)
@@ -246,7 +243,7 @@ class Intake:
         marker = dispatch.store_marker(run.payload, run.lease, run.start)
         attempt = order.attempt
         wanted = replace(order.order, again=attempt > 0)
-        if attempt == 0 and self.receiver.finish is not None and self._is_whole(wanted):
+        if wanted.ends is not None and self.receiver.finish is not None and not detached:
             await self._confirm()
             wanted = self._finishing.by_storing(wanted)
         await self._process.publish(dispatch.STORE, wanted.arguments(), marker=marker, attempt=attempt)

@@ -1,8 +1,9 @@
 """Hashing as segments are stored, in their order, so that sealing a large payload has little left to read.
 
 The task that has stored a segment reads it back from Storage while it is still in some cache, and puts the state of
-SHA-256 into Redis for the next one. Whoever finds no state, or finds that a file is no longer what was hashed, leaves
-it: sealing then reads everything. `hashlib` cannot put a state down; `rehashes` can, where it is installed.
+SHA-256 into Redis for the next one; the one with the last segment has the digest then. Whoever finds no state, or finds
+that a file is no longer what was hashed, leaves it: sealing then reads everything. `hashlib` cannot put a state down;
+`rehashes` can, where it is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -40,6 +40,7 @@ _JOINING = Statement(
 )
 LOOK_SECONDS = 0.005
 MOST_LOOKS = 400  # for a state that another task holds: 2 s
+FEW_LOOKS = 100  # where a commit waits: 0.5 s
 
 
 @dataclass(slots=True)
@@ -56,6 +57,10 @@ class Hashed:
         for piece in files.read_bytes(segment.storage, segment.name, segment.file_offset, segment.length):
             self.sha256.update(piece)
         self.position += segment.length
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what was hashed, hex; nothing can be added after that."""
+        return str(self.sha256.finalize())
 
     def pack(self) -> bytes:
         members = {"position": self.position, "sha256": self.sha256.serialize().hex(), "seen": self.seen}
@@ -82,32 +87,34 @@ def possible() -> bool:
     return PySha256 is not None
 
 
-def follow(payload: UUID, record: bytes | None) -> None:
-    """Hash what has been stored and joins on. Never raises: it is work done ahead.
+def follow(payload: UUID, record: bytes | None) -> Hashed | None:
+    """Hash what has been stored and joins on, put the state back, and return it. Never raises: it is work done ahead.
 
-    `record`: what taking it gave (`digests.taking`); nothing is done where another task holds it.
+    `record`: what taking it gave (`digests.taking`); nothing is done, and None returned, where another task holds it.
     """
     if record == digests.HELD:
-        return
+        return None
     try:
-        _follow(payload, record)
+        return _follow(payload, record)
     except (BufferUnavailable, StorageUnavailable, IntegrityError) as error:
         logger.info("payload %s is hashed when it is sealed: %s", payload, error)
         forget(payload)
+        return None
 
 
-def _follow(payload: UUID, record: bytes | None) -> None:
+def _follow(payload: UUID, record: bytes | None) -> Hashed | None:
     hashed = Hashed(0, PySha256(), 0) if record is None else Hashed.unpack(record)
-    if hashed is None:
-        return digests.drop(payload)
-    joining = _JOINING.fetch(payload, hashed.position)
-    if record is None and len(joining) > MOST_SEGMENTS:
-        return digests.drop(payload)  # the state was lost: too much to begin anew between two tasks
+    joining = [] if hashed is None else _JOINING.fetch(payload, hashed.position)
+    # Where the state was lost, it may be too much to begin anew between two tasks.
+    if hashed is None or (record is None and len(joining) > MOST_SEGMENTS):
+        digests.drop(payload)
+        return None
     for offset, length, alias, name, file_offset in joining[:MOST_SEGMENTS]:
         if offset != hashed.position:
             break
         hashed.add(Segment(storage=alias, name=name, file_offset=file_offset, length=length))
-    return digests.put(payload, hashed.pack())
+    digests.put(payload, hashed.pack())
+    return hashed
 
 
 def resume(payload: Payload) -> Hashed | None:
@@ -115,41 +122,58 @@ def resume(payload: Payload) -> Hashed | None:
     if not possible():
         return None
     try:
-        record = _wait_for(payload.pk)
+        record = _wait_for(payload.pk, MOST_LOOKS)
         hashed = None if record is None else Hashed.unpack(record)
     except BufferUnavailable:
         return None
-    return hashed if hashed is not None and _unchanged(payload, hashed) else None
+    return hashed if hashed is not None and _unchanged(payload.pk, hashed) else None
 
 
-def _wait_for(payload: UUID) -> bytes | None:
-    """Take the record as soon as nobody holds it; None where it does not come, or there is none."""
-    for _ in range(MOST_LOOKS):
+def _wait_for(payload: UUID, looks: int) -> bytes | None:
+    """Take the record as soon as nobody holds it; `HELD` where that does not come, None where there is none."""
+    for _ in range(looks):
         if (record := digests.take(payload)) != digests.HELD:
             return record
         time.sleep(LOOK_SECONDS)
-    return None
+    return digests.HELD
 
 
-def _unchanged(payload: Payload, hashed: Hashed) -> bool:
+def _unchanged(payload: UUID, hashed: Hashed) -> bool:
     """Return whether all files that were hashed are what they were then."""
     seen = 0
-    segments: Iterable[Segment] = payloads.segments_of(payload, 0, hashed.position) if hashed.position else ()
-    for segment in segments:
-        seen = look_of(segment, seen)
+    if hashed.position:
+        for segment in payloads.segments_of(Payload(pk=payload), 0, hashed.position):
+            seen = look_of(segment, seen)
     return seen == hashed.seen
 
 
-def of_file(alias: str, name: str, length: int) -> str | None:
-    """Return the SHA-256 of a file, read back from Storage; None where it does not read."""
-    digest = hashlib.sha256()
+def of_all(last: Segment) -> str | None:
+    """Return the SHA-256 of a payload whose `last` segment is written, and has no row yet.
+
+    None where what stands before it is not all stored and hashed by now, or anything does not read.
+    """
     try:
-        for piece in files.read(alias, name, 0, length, memoryview(bytearray(files.PIECE_BYTES))):
-            digest.update(piece)
-    except (StorageUnavailable, IntegrityError) as error:
-        logger.warning("%s is not hashed: %s", name, error)
+        return _of_file(last) if last.offset == 0 else _go_on(last)
+    except (BufferUnavailable, StorageUnavailable, IntegrityError) as error:
+        logger.info("payload %s is hashed when it is sealed: %s", last.payload_id, error)
         return None
+
+
+def _of_file(only: Segment) -> str:
+    digest = hashlib.sha256()
+    for piece in files.read(only.storage, only.name, 0, only.length, memoryview(bytearray(files.PIECE_BYTES))):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _go_on(last: Segment) -> str | None:
+    """Hash the last segment behind what has been; that state stays where it is, for whoever has to do it again."""
+    payload = last.payload_id
+    hashed = follow(payload, _wait_for(payload, FEW_LOOKS)) if possible() else None
+    if hashed is None or hashed.position != last.offset or not _unchanged(payload, hashed):
+        return None
+    hashed.add(last)
+    return hashed.digest()
 
 
 def keep(payload: UUID, hashed: Hashed) -> None:

@@ -1,7 +1,8 @@
 """Sealing: the SHA-256 of what is stored; only then is a payload complete (PROTOCOL section 4).
 
-The long task among short ones. It holds a heartbeat on the payload's row, stops between blocks when its worker drains,
-and is started again by whoever waits, or by the sweep. Leases do not fence it: what it reads no longer changes.
+For whatever is not completed with its last segment. The long task among short ones: it holds a heartbeat on the payload's
+row, stops between blocks when its worker drains, and is started again by whoever waits, or by the sweep. Leases do not
+fence it: what it reads no longer changes.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _rest(payload: Payload, hashed: Hashed, may_go_on: Callable[[], bool]) -> st
             hashing.keep(payload.pk, hashed)
             return None
     hashing.forget(payload.pk)
-    return str(hashed.sha256.finalize())
+    return hashed.digest()
 
 
 class _Pulse:

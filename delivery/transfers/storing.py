@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from delivery.transfers.rows import Insert, Statement
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 0.005
+MOST_LOOKS = 40  # for what others are storing: 0.2 s
 Run = tuple[int, int]  # offset and length in bytes
 
 _INSERT = Insert(Segment, "payload", "storage", "name", "offset", "length")
@@ -48,8 +51,8 @@ class StoreOrder:
     """What a task needs to store one run: ids and numbers.
 
     `offset` and `length` in bytes; `ends`: the payload's size where this run is known to be its last, else None.
-    `again`: asked for before, so that it may be stored already. `completes`: it is the whole payload and
-    `finish` came, with the digest `sha256` if it gave one: the payload is completed with this segment.
+    `again`: asked for before, so that it may be stored already. `completes`: it is the last run and `finish` came,
+    with the digest `sha256` if one was given: the payload is completed with this segment.
     """
 
     transfer: UUID
@@ -144,9 +147,9 @@ def _covered(order: StoreOrder) -> bool:
 
 
 def _commit(order: StoreOrder, name: str, worker: str) -> None:
-    """Commit the segment's row under its lease; a loser deletes only its own file."""
+    """Commit the segment's row under its lease, the payload's completion with it; a loser deletes only its own file."""
     alias, completed, settled, position = conf.current().storage, False, False, 0
-    digest = hashing.of_file(alias, name, order.length) if order.completes and order.offset == 0 else None
+    digest = _digest(order, alias, name) if order.completes else None
     try:
         with transaction.atomic():
             position, size = uploads.lock_under(order.payload, order.transfer, order.lease)
@@ -176,6 +179,29 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
     _tell_position(order, worker)
 
 
+def _digest(order: StoreOrder, alias: str, name: str) -> str | None:
+    """Return the SHA-256 of a payload whose last segment has just been written, None where that is left to sealing."""
+    if order.offset and not _all_before(order):
+        return None
+    return hashing.of_all(
+        Segment(payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length)
+    )
+
+
+def _all_before(order: StoreOrder) -> bool:
+    """Return whether everything before the last run is stored. The run is often the shortest: wait a moment for others.
+
+    They were asked for before it. Should they take longer, nothing is lost: it is they who are waited for then.
+    """
+    for look in range(MOST_LOOKS):
+        if look:
+            time.sleep(LOOK_SECONDS)
+        lease, position, _ = uploads.position(order.transfer)
+        if lease != order.lease or position >= order.offset:
+            return position == order.offset
+    return False
+
+
 def _settle(order: StoreOrder, position: int, worker: str, *, completed: bool) -> None:
     """Do what comes behind the commit: wake who waits, drop the chunks, hash what is stored.
 
@@ -183,9 +209,9 @@ def _settle(order: StoreOrder, position: int, worker: str, *, completed: bool) -
     """
     told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
     ahead = hashing.possible() and not completed
-    taken = [digests.taking(order.payload)] if ahead else []
+    state = digests.taking(order.payload) if ahead else digests.dropping(order.payload)
     try:
-        *_, record = bulk.run(told, chunks.dropping(order.run), *taken)
+        *_, record = bulk.run(told, chunks.dropping(order.run), state)
     except BufferUnavailable as error:  # whoever waits looks for itself, and the chunks expire
         logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
         return
@@ -206,15 +232,15 @@ def _room(order: StoreOrder, position: int) -> list[Run]:
 
 
 def _complete(order: StoreOrder, position: int, digest: str) -> bool:
-    """Complete a payload that is this one segment, if its digest is the expected one.
+    """Complete a payload of which this was the last segment to be stored, if its digest is the expected one.
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
     """
     payload = Payload.objects.get(pk=order.payload)  # locked with its transfer; charging has changed it
-    uploads.learn(payload, order.length, order.sha256 or None)
+    uploads.learn(payload, order.ends, order.sha256 or None)
     if payload.state != PayloadState.STORING or position != payload.size:
         return False
-    if payload.expected_sha256 not in ("", digest):
+    if not {payload.expected_sha256, order.sha256} <= {"", digest}:
         return False
     completing.complete_locked(payload, digest)
     return True

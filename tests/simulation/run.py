@@ -113,6 +113,7 @@ def _in_place(world: World) -> Iterator[None]:
         for name in ("write", "opened", "delete", "names", "look"):
             put(files, name, getattr(world, name))
         put(files, "delete_folder", lambda alias, payload: None)
+        put(storing, "MOST_LOOKS", 1)  # nothing else gets on while a task waits
         put(storing, "_commit", world.commit_later(storing._commit))
         put(sealing.completing, "complete", world.complete_later(completing.complete))
         put(process, "current", current_process)

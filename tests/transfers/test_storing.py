@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -27,7 +28,10 @@ CHUNK = 4096
 RUN = 3 * CHUNK
 DATA = os.urandom(3 * RUN)
 
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
 pytestmark = pytest.mark.django_db(transaction=True)
+needs_rehashes = pytest.mark.skipif(not hashing.possible(), reason="rehashes has no wheel here")
 
 
 @pytest.fixture
@@ -145,6 +149,82 @@ def test_a_payload_of_unknown_size_is_charged_with_each_segment_and_learns_its_s
     storing.store(buffered(upload, 1, ends=2 * RUN), worker="bee")
     payload = Payload.objects.get()
     assert (payload.size, payload.reserved, Usage.objects.get().stored) == (2 * RUN, 2 * RUN, 2 * RUN)
+
+
+def last(upload: Transfer, **changes: Any) -> StoreOrder:
+    return buffered(upload, 2, ends=len(DATA), completes=True, **changes)
+
+
+def state_of(upload: Transfer) -> str:
+    return Payload.objects.get(pk=upload.payload_id).state
+
+
+@needs_rehashes
+def test_a_payload_is_completed_with_its_last_segment(upload: Transfer) -> None:
+    for number in range(2):
+        storing.store(buffered(upload, number), worker="bee")
+    storing.store(last(upload, sha256=SHA256), worker="bee")
+    payload = Payload.objects.get()
+    assert (payload.state, payload.sha256, payload.expected_sha256) == (PayloadState.COMPLETE, SHA256, SHA256)
+    assert digests.take(payload.pk) is None
+    upload.refresh_from_db()
+    assert (upload.state, upload.position) == (TransferState.DONE, len(DATA))
+
+
+@needs_rehashes
+def test_the_last_segment_waits_a_moment_for_the_one_before_it(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storing.store(buffered(upload, 0), worker="bee")
+    before = [buffered(upload, 1)]
+    monkeypatch.setattr(storing.time, "sleep", lambda _: storing.store(before.pop(), worker="wasp"))
+    storing.store(last(upload), worker="bee")
+    assert state_of(upload) == PayloadState.COMPLETE
+
+
+@pytest.mark.parametrize("what", ["missing", "another digest", "changed", "held", "lost"])
+def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    monkeypatch.setattr(storing, "MOST_LOOKS", 2)
+    monkeypatch.setattr(hashing, "FEW_LOOKS", 2)
+    for number in (0,) if what == "missing" else (0, 1):
+        storing.store(buffered(upload, number), worker="bee")
+    if what == "changed":
+        (tmp_path / Segment.objects.filter(offset=0).get().name).write_bytes(DATA[: RUN - 1])
+    elif what == "held":
+        digests.take(upload.payload_id)
+    elif what == "lost":
+        digests.drop(upload.payload_id)
+        monkeypatch.setattr(hashing, "MOST_SEGMENTS", 1)
+    storing.store(last(upload, sha256="0" * 64 if what == "another digest" else SHA256), worker="bee")
+    upload.refresh_from_db()
+    assert state_of(upload) == PayloadState.STORING
+    assert upload.position == (RUN if what == "missing" else len(DATA))
+
+
+def test_a_last_segment_of_an_earlier_lease_completes_nothing(upload: Transfer) -> None:
+    for number in range(2):
+        storing.store(buffered(upload, number), worker="bee")
+    order = last(upload)
+    Transfer.objects.update(lease=3)
+    storing.store(order, worker="bee")
+    assert state_of(upload) == PayloadState.STORING
+    assert Segment.objects.count() == 2
+
+
+def test_sealed_is_told_before_stored(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    waking = storing.notify.waking
+
+    def noting(payload: Any, event: str, **numbers: Any) -> Any:
+        told.append(event)
+        return waking(payload, event, **numbers)
+
+    monkeypatch.setattr(storing.notify, "waking", noting)
+    Payload.objects.update(size=RUN)
+    storing.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
+    assert told == ["sealed", "stored"]
 
 
 def test_a_payload_of_one_segment_is_completed_with_it(upload: Transfer) -> None:
