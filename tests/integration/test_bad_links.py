@@ -40,9 +40,9 @@ async def test_a_delivery_over_sockets_that_live_one_second_each(
 
 
 async def test_an_upload_whose_link_is_cut_again_and_again(open_client: OpenClient, site: Site, alice: Person) -> None:
-    data = random.Random(8).randbytes(24 * MIB)
+    data = random.Random(8).randbytes(72 * MIB)  # progress is heard of with each ack, a segment of 16 MiB
     async with Link(site.stack.port).open() as link:
-        marks = [2 * MIB, 9 * MIB, 17 * MIB]
+        marks = [2 * MIB, 20 * MIB, 40 * MIB]
 
         def cut(progress: object) -> None:
             if marks and progress.received > marks[0]:  # type: ignore[attr-defined]

@@ -38,7 +38,9 @@ class Site:
         terms = Terms(window=8 * CHUNK, segment_size=2 * CHUNK, max_size=len(DATA))
         self.receiver.accept(chunk_size=CHUNK, stored=0, terms=terms, now=0.0)
         opened = SimpleNamespace(transfer=uuid4(), payload=uuid4(), lease=1)
-        process = SimpleNamespace(chunks=self.chunks, publish=self._publish, credit=SimpleNamespace(crowds=lambda _: False))
+        process = SimpleNamespace(
+            chunks=self.chunks, publish=self._publish, credit=SimpleNamespace(crowds=lambda _: False)
+        )
         reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=self._confirm)
         self.intake = Intake(cast(Any, process), self.receiver, cast(Any, opened), reports)
 
