@@ -25,7 +25,8 @@ ARROWS: dict[str, str] = {
     "errors": "",
     "protocol": "",
     "sockets": "",
-    "client": "protocol sockets",
+    "websocket": "",
+    "client": "protocol sockets websocket",
     # the ground of the server
     "conf": "",
     "checks": "conf protocol dispatch buffer deployment",
@@ -57,7 +58,7 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf sockets",
+    "launch": "conf sockets websocket",
     "management": "launch serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers",
 }
@@ -75,12 +76,12 @@ OUTSIDE = {
     "celery": {"dispatch", "tasks", "drain", "launch", "apps"},
     "channels": {"consumers", "mixins", "notify", "routing", "serving", "launch", "management"},
     "uvicorn": {"launch"},
-    "websockets": {"client", "launch"},
+    "websockets": {"client", "launch", "websocket"},
     "crc32c": {"protocol"},
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WITHOUT_DJANGO = ("errors", "protocol", "sockets", "client")
+WITHOUT_DJANGO = ("errors", "protocol", "sockets", "websocket", "client")
 
 
 @dataclass(frozen=True)

@@ -6,32 +6,22 @@ Made in whichever thread read the chunk, in one pass over its bytes: the loop on
 from __future__ import annotations
 
 import secrets
-import struct
 
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # the one in C, where that was built
 
+from delivery import websocket
+
 ROOM_BYTES = 14  # for the longest head of a frame, in front of its message
-_KEY_BYTES = 4
-_FINAL_BINARY = 0x82
-_MASKED = 0x80
 
 
 def masked_frame(buffer: bytearray, end: int) -> bytes:
     """Return the frame of the binary message `buffer[ROOM_BYTES:end]`. What is in front of it is overwritten."""
-    key = secrets.token_bytes(_KEY_BYTES)
-    head = _head(end - ROOM_BYTES) + key
+    key = secrets.token_bytes(websocket.MASK_BYTES)
+    head = websocket.head(websocket.FINAL_BINARY, end - ROOM_BYTES, key)
     # Head and message are masked in one go, which makes one piece of them without a copy more. So the head is masked
     # before, to come out clear, and the key is turned, as it applies from the message's first byte on.
-    turn = -len(head) % _KEY_BYTES
+    turn = -len(head) % websocket.MASK_BYTES
     turned = key[turn:] + key[:turn]
     begin = ROOM_BYTES - len(head)
     buffer[begin:ROOM_BYTES] = apply_mask(head, turned)
     return apply_mask(memoryview(buffer)[begin:end], turned)
-
-
-def _head(length: int) -> bytes:
-    if length < 126:
-        return struct.pack("!BB", _FINAL_BINARY, _MASKED | length)
-    if length < 65_536:
-        return struct.pack("!BBH", _FINAL_BINARY, _MASKED | 126, length)
-    return struct.pack("!BBQ", _FINAL_BINARY, _MASKED | 127, length)

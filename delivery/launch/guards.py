@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.protocol import OPEN
 
-from delivery import sockets
+from delivery import sockets, websocket
 from delivery.launch import reading
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
@@ -47,8 +46,6 @@ PIECES = "delivery.pieces"
 #: further: then `receive` gives a message of the type `PACE`, and nothing more comes before `receive` is called again.
 STRAIGHT = "delivery.straight"
 PACE = "delivery.pace"
-
-FINAL_TEXT, FINAL_BINARY = 0x81, 0x82  # RFC 6455 section 5.2
 
 
 class GuardedHttp(HttpToolsProtocol):
@@ -147,9 +144,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def takes(self, length: int) -> bool:
         """Return whether a whole message of `length` bytes may come now; else the parser knows what it is."""
-        conn = self.conn
-        within = conn.max_message_size is None or length <= conn.max_message_size
-        return within and conn.state is OPEN and conn.current_size is None and not conn.extensions
+        return websocket.takes(self.conn, length)
 
     def large_received(self, data: bytes) -> None:
         """Take a whole binary message: straight to the application where it is ready, else into its queue."""
@@ -265,7 +260,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             # uvicorn composes a frame of it by a parser's means, in three times the time of all else on its way.
             data = message["text"].encode()
             await self._until_sendable()
-            self.transport.write(_head(FINAL_TEXT, len(data)) + data)
+            self.transport.write(websocket.head(websocket.FINAL_TEXT, len(data)) + data)
         else:
             await super().send(message)
 
@@ -278,7 +273,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def _write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
-        self.transport.writelines([_head(FINAL_BINARY, sum(map(len, pieces))), *pieces])
+        self.transport.writelines([websocket.head(websocket.FINAL_BINARY, sum(map(len, pieces))), *pieces])
 
     def _is_text(self, message: Any) -> bool:
         text = message["type"] == "websocket.send" and message.get("bytes") is None and message.get("text") is not None
@@ -306,12 +301,3 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self._take = self._take_text = None
             extensions.clear()  # or the scope, which we hold, holds us
             self.loop.call_later(CLOSE_SECONDS + 1.0, self.transport.abort)
-
-
-def _head(kind: int, length: int) -> bytes:
-    """Return what stands before an unmasked, unfragmented message of `length` bytes (RFC 6455 section 5.2)."""
-    if length < 126:
-        return struct.pack("!BB", kind, length)
-    if length < 65_536:
-        return struct.pack("!BBH", kind, 126, length)
-    return struct.pack("!BBQ", kind, 127, length)

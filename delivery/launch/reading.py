@@ -1,9 +1,6 @@
 """Messages on their way in, taken past uvicorn's parser: large binary ones and short texts.
 
-The parser copies each byte of a message three times, and takes 40 microseconds for a frame. Here the kernel writes a large
-message into one buffer, and taking off its mask makes the bytes that the application gets.
-Knows frames (RFC 6455 section 5.2) as far as it has to: where each one ends, and which is a whole message of these.
-All others, the handshake, every violation and the closing are uvicorn's and `websockets`' own.
+The kernel writes a large message into one buffer, and taking off its mask makes the bytes that the application gets.
 """
 
 from __future__ import annotations
@@ -14,21 +11,26 @@ from typing import Protocol
 
 from websockets.frames import apply_mask  # type: ignore[attr-defined] # the C one, where there is one
 
-LARGE_BYTES = 16_384  # of a binary message, smaller ones are not worth it; and more than a text has that is taken here
+from delivery.websocket import (
+    FINAL_BINARY,
+    FINAL_TEXT,
+    LARGE_BYTES,
+    MASK_BYTES,
+    MASKED,
+    Behind,
+    PastParser,
+    data_bytes,
+    head_bytes,
+)
+
 MOST_BYTES = 4 * 1024 * 1024  # larger ones grow as they come: nobody has memory set aside by announcing them
 FAIR_TEXTS = 8  # of one read, handed on without a queue that lets others have their turn
-FINAL_TEXT, FINAL_BINARY = 0x81, 0x82
-MASKED = 0x80
-MASK_BYTES = 4
-HEAD_BYTES = {126: 4, 127: 10}  # by what the second byte says, and 2 otherwise; the mask comes behind
 SCRATCH_BYTES = 65_536
 MOST_SPARE = 8  # buffers of this process that wait for their next use
 
 
-class Socket(Protocol):
+class Socket(Behind, Protocol):
     """What stands behind: uvicorn's protocol, guarded."""
-
-    def data_received(self, data: bytes) -> None: ...
 
     def large_received(self, data: bytes) -> None:
         """Take a whole binary message."""
@@ -38,14 +40,6 @@ class Socket(Protocol):
 
     def takes(self, length: int) -> bool:
         """Return whether a whole message of `length` bytes may come now."""
-
-    def connection_lost(self, exc: Exception | None) -> None: ...
-
-    def eof_received(self) -> bool | None: ...
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
 
 
 class Buffers:
@@ -76,21 +70,21 @@ def buffers() -> Buffers:
 _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Buffers] = weakref.WeakKeyDictionary()
 
 
-class WholeMessages(asyncio.BufferedProtocol):
-    """Stands between a transport and the `socket` that it was made for."""
+class WholeMessages(PastParser):
+    """Takes them for the `socket` behind it."""
 
-    __slots__ = ("_at", "_buffer", "_buffers", "_end", "_head", "_left", "_others", "_size", "_socket")
+    __slots__ = ("_at", "_buffer", "_buffers", "_end", "_size", "_socket", "_texts")
+    MASK = MASK_BYTES
 
     def __init__(self, socket: Socket, buffers: Buffers) -> None:
+        super().__init__(socket)
         self._socket = socket
         self._buffers = buffers
-        self._head = b""  # of a frame, not all of it here
-        self._left = 0  # of a frame for `socket`, bytes that are still to come
-        self._others: list[memoryview] = []  # for `socket`
         self._buffer: bytearray | None = None  # of a large frame, or of what most likely is one
         self._at = 0  # where more goes into it
         self._end = 0  # of its frame; 0 while that is not known
         self._size = 0  # of the last large frame, with its head: the next is most likely as large
+        self._texts = 0  # of this read
 
     # -- the transport's side ----------------------------------------------------------------------------------------
 
@@ -102,6 +96,7 @@ class WholeMessages(asyncio.BufferedProtocol):
         return memoryview(self._buffer)[self._at : self._end or self._size]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._texts = 0
         if self._buffer is None:
             self._split(self._buffers.scratch[:nbytes])
             return
@@ -111,25 +106,13 @@ class WholeMessages(asyncio.BufferedProtocol):
         if self._at == self._end:
             self._whole(self._buffer)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._socket.connection_lost(exc)
-
-    def eof_received(self) -> bool | None:
-        return self._socket.eof_received()
-
-    def pause_writing(self) -> None:
-        self._socket.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._socket.resume_writing()
-
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def _expected(self, buffer: bytearray) -> bool:
         """Look whether what began in the buffer is a frame like the last one; else take it out again."""
         view = memoryview(buffer)[: self._at]
-        head = _head_bytes(view)
-        if self._at >= head and head + _length(view) == self._size and self._is_large(view, self._size - head):
+        head = head_bytes(view, self.MASK)
+        if self._at >= head and head + data_bytes(view) == self._size and self._is_large(view, self._size - head):
             self._end = self._size
             return True
         self._buffer, self._size = None, 0
@@ -137,42 +120,22 @@ class WholeMessages(asyncio.BufferedProtocol):
         self._buffers.give(buffer)
         return False
 
-    def _split(self, view: memoryview) -> None:
-        if self._head:
-            view, self._head = memoryview(self._head + view), b""
-        texts = 0
-        while view:
-            if not self._left:
-                head = _head_bytes(view)
-                if len(view) < head:
-                    self._head = bytes(view)
-                    break
-                length = _length(view)
-                if length >= LARGE_BYTES:
-                    self._hand_on()  # what comes before it may change what we may take
-                    if self._is_large(view, length):
-                        view = self._begin(view, head + length)
-                        continue
-                elif view[0] == FINAL_TEXT and view[1] & MASKED and len(view) >= head + length:
-                    self._hand_on()
-                    if self._socket.takes(length):
-                        texts += 1
-                        data = apply_mask(view[head : head + length], bytes(view[head - MASK_BYTES : head]))
-                        self._socket.text_received(data, straight=texts <= FAIR_TEXTS)
-                        view = view[head + length :]
-                        continue
-                self._left = head + length
-            part, view = view[: self._left], view[self._left :]
-            self._left -= len(part)
-            self._others.append(part)
-        self._hand_on()
+    def _wants(self, view: memoryview, head: int, length: int) -> bool:
+        return length >= LARGE_BYTES or self._is_text(view, head, length)
 
-    def _hand_on(self) -> None:
-        """Give `socket` what is not for us: several frames at once, which costs it little more than one."""
-        if self._others:
-            data = b"".join(self._others)
-            self._others.clear()
-            self._socket.data_received(data)
+    def _take(self, view: memoryview, head: int, length: int) -> memoryview | None:
+        if length >= LARGE_BYTES:
+            return self._begin(view, head + length) if self._is_large(view, length) else None
+        if not self._socket.takes(length):
+            return None
+        self._texts += 1
+        data = apply_mask(view[head : head + length], bytes(view[head - MASK_BYTES : head]))
+        self._socket.text_received(data, straight=self._texts <= FAIR_TEXTS)
+        return view[head + length :]
+
+    def _is_text(self, view: memoryview, head: int, length: int) -> bool:
+        """Return whether it is a whole text, all of it here."""
+        return view[0] == FINAL_TEXT and bool(view[1] & MASKED) and len(view) >= head + length
 
     def _is_large(self, view: memoryview, length: int) -> bool:
         masked = view[1] & MASKED  # else it is a violation
@@ -192,23 +155,8 @@ class WholeMessages(asyncio.BufferedProtocol):
     def _whole(self, buffer: bytearray) -> None:
         """Hand on the large message that is in the buffer."""
         view = memoryview(buffer)[: self._end]
-        head = _head_bytes(view)
+        head = head_bytes(view, self.MASK)
         data: bytes = apply_mask(view[head:], bytes(view[head - MASK_BYTES : head]))
         self._buffer = None
         self._buffers.give(buffer)
         self._socket.large_received(data)
-
-
-def _head_bytes(view: memoryview) -> int:
-    """Return how long the head of a frame is, mask and all, as far as what is here of it tells."""
-    if len(view) < 2:
-        return 2
-    return HEAD_BYTES.get(view[1] & 0x7F, 2) + (MASK_BYTES if view[1] & MASKED else 0)
-
-
-def _length(view: memoryview) -> int:
-    """Return how long the data of the frame is whose head begins the view."""
-    short = view[1] & 0x7F
-    if short < 126:
-        return short
-    return int.from_bytes(view[2:4] if short == 126 else view[2:10], "big")

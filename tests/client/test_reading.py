@@ -14,8 +14,9 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import BytesLike
 
 from delivery.client import reading
-from delivery.client.arriving import FREE_BYTES, LARGE_BYTES, NEXT_HEAD_BYTES, Arrivals, Buffers
+from delivery.client.arriving import FREE_BYTES, NEXT_HEAD_BYTES, Arrivals, Buffers
 from delivery.client.reading import LargeMessages
+from delivery.websocket import LARGE_BYTES
 from tests.client.conftest import eventually
 
 LARGE = os.urandom(70_000)

@@ -14,7 +14,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.uri import parse_uri
 
-from delivery.launch.reading import FAIR_TEXTS, LARGE_BYTES, MOST_BYTES, Buffers, WholeMessages
+from delivery.launch.reading import FAIR_TEXTS, MOST_BYTES, Buffers, WholeMessages
+from delivery.websocket import LARGE_BYTES
 from tests.launch.test_guards import serving
 
 
