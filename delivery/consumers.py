@@ -35,7 +35,6 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _close_code: int | None = None
     _task: asyncio.Task[Any] | None = None
     _abandoned = False
-    _takes_pieces = False
     _write: Callable[[tuple[bytes | bytearray | memoryview, ...]], bool] | None = None  # what a server does at once
     _gives_straight = False
 
@@ -59,8 +58,8 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """Do what Channels' `__call__` does: that one makes a task and two waits of each message."""
         self.scope, self.base_send = scope, send
         extensions = scope.get("extensions") or {}
-        self._takes_pieces, self._gives_straight = PIECES in extensions, STRAIGHT in extensions
-        self._write = extensions[PIECES]["write"] if self._takes_pieces else None
+        self._write = extensions[PIECES]["write"] if PIECES in extensions else None
+        self._gives_straight = STRAIGHT in extensions
         self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
@@ -153,7 +152,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         return self._write is not None and self._write(pieces)
 
     async def send_bytes(self, *pieces: bytes | bytearray | memoryview) -> None:
-        if self._takes_pieces:  # our own server sends them from where they lie
+        if self._write is not None:  # our own server sends them from where they lie
             await self._send({"type": PIECES, "pieces": pieces})
         else:
             await self._send({"type": "websocket.send", "bytes": b"".join(pieces)})

@@ -52,7 +52,7 @@ def _arm(**_ignored: Any) -> None:
     _before(notify, "waking", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
     _before(hashing, "follow", "woken, not hashed yet")
     _after(hashing.Hashed, "add", "a segment hashed, the state in hand")
-    _of_all(hashing)
+    _unless(hashing, "of_all", Plan.seals, "all hashed, the last segment has no row yet")
 
     _before(blocks, "put", "before the file is read")
     _each(staging, "_blocks", "a block read")
@@ -62,7 +62,7 @@ def _arm(**_ignored: Any) -> None:
     _after(blocks, "put", "all in Redis, nobody woken")
 
     _after(sealing, "_claim", "claimed")
-    _resume(hashing)
+    _unless(hashing, "resume", Plan.forgets, "what was hashed ahead in hand")
     _after(sealing._Pulse, "__call__", "between two blocks")
     _before(completing, "complete", "the digest known, nothing written")
     _after(completing, "complete_locked", "complete, not committed")
@@ -177,27 +177,14 @@ def _put(blocks: Any) -> None:
     blocks.put = wrapped
 
 
-def _of_all(hashing: Any) -> None:
-    """Leave the payload to sealing where that is to be struck."""
-    inner = hashing.of_all
+def _unless(module: Any, name: str, planned: Callable[[Plan], bool], step: str) -> None:
+    """Give a function a step behind it; where the plan says so it finds nothing, and what comes instead is to be struck."""
+    inner = getattr(module, name)
 
     @functools.wraps(inner)
-    def wrapped(last: Any) -> Any:
-        result = None if _plan().seals() else inner(last)
-        _reach("all hashed, the last segment has no row yet")
+    def wrapped(*arguments: Any) -> Any:
+        result = None if planned(_plan()) else inner(*arguments)
+        _reach(step)
         return result
 
-    hashing.of_all = wrapped
-
-
-def _resume(hashing: Any) -> None:
-    """Find nothing hashed ahead where the plan says so, as after Redis was emptied."""
-    inner = hashing.resume
-
-    @functools.wraps(inner)
-    def wrapped(payload: Any) -> Any:
-        result = None if _plan().forgets() else inner(payload)
-        _reach("what was hashed ahead in hand")
-        return result
-
-    hashing.resume = wrapped
+    setattr(module, name, wrapped)

@@ -18,7 +18,7 @@ import redis
 from delivery.buffer.clients import client, reporting
 
 READ_AHEAD_BYTES = 4096  # of replies: what is larger is read past it, but for as much as came with its head
-LONGEST_LINE_BYTES = 512  # an error's text; the head of a value has a few bytes
+LINE_BYTES = 512  # at most: an error's text; the head of a value has a few bytes
 
 Command = Sequence[str | bytes | int]
 
@@ -62,7 +62,7 @@ class Exchange:
         """Take the head of a reply that holds `count` values. Raises `redis.RedisError`."""
         line = self._line()
         if line != b"*%d" % count:
-            raise _error(line) if line[:1] == b"-" else redis.ResponseError(f"no array of {count} values")
+            raise refusal(line) if line[:1] == b"-" else redis.ResponseError(f"no array of {count} values")
         self._owed += count - 1
 
     def length(self) -> int | None:
@@ -74,7 +74,7 @@ class Exchange:
         if line in (b"$-1", b"_"):
             return None
         if line[:1] != b"$":
-            raise _error(line) if line[:1] == b"-" else redis.InvalidResponse("no value")
+            raise refusal(line) if line[:1] == b"-" else redis.InvalidResponse("no value")
         self._left = int(line[1:])
         if not self._left:
             self._end()
@@ -103,7 +103,7 @@ class Exchange:
     def _line(self) -> bytes:
         if self._left:
             raise redis.InvalidResponse("a value was not read to its end")
-        line: bytes = self._replies.readline(LONGEST_LINE_BYTES)
+        line: bytes = self._replies.readline(LINE_BYTES)
         if line[-2:] != b"\r\n":
             raise redis.InvalidResponse("a line without end") if line else redis.ConnectionError("Redis closed it")
         return line[:-2]
@@ -145,7 +145,8 @@ def _behind(buffers: list[bytes | memoryview], sent: int) -> list[bytes | memory
     return []
 
 
-def _error(line: bytes) -> redis.ResponseError:
+def refusal(line: bytes) -> redis.ResponseError:
+    """Return the error that a reply's line names."""
     return redis.ResponseError(line[1:80].decode(errors="replace"))
 
 

@@ -16,13 +16,12 @@ from typing import Any, cast
 
 import redis
 
-from delivery.buffer.bulk import setting
+from delivery.buffer.bulk import LINE_BYTES, refusal, setting
 from delivery.buffer.clients import SOCKET_TIMEOUT_SECONDS, aclient, reporting
 
 Data = bytes | bytearray | memoryview
 
 IDLE_SECONDS = 25.0  # without a reply: who knows what is between us and Redis; a new connection costs a millisecond
-LINE_BYTES = 512  # at most: an error's text; the head of a value has a few bytes
 SCRATCH_BYTES = 16_384
 ROOM_BYTES = 32  # behind a value, for its end and what stands before the next: one read takes all of that
 
@@ -144,7 +143,7 @@ class _Replies(asyncio.BufferedProtocol):
         if kind == b"$" and line != b"$-1":
             return int(line[1:])
         if kind == b"-":
-            pending.refuse(redis.ResponseError(line[1:81].decode(errors="replace")))
+            pending.refuse(refusal(line))
         elif kind in (b"$", b"_", b"+"):
             pending.take(None)
         elif line != b"*%d" % pending.left:

@@ -2,8 +2,8 @@
 
 While everybody's window fits, everybody has it. Beyond, each gets an equal share; and where not even one chunk each
 fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
-again. What little is left of an upload it gets in one go, if there is room: one task then stores it. One user's uploads get three quarters of the budget at most: credit that is taken and never used must not stop
-the others.
+again. What little is left of an upload it gets in one go, if there is room: one task then stores it. One user's uploads
+get three quarters of the budget at most: credit that is taken and never used must not stop the others.
 
 What an upload may send counts until its speed is known; from then on what it will have sent before that is stored, most
 likely. Slow uploads have little in Redis, however much they may send. Should they all begin to hurry, who has more there
