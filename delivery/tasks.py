@@ -36,9 +36,9 @@ def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
 
 
 @shared_task(name=dispatch.STAGE, **_SHORT)
-def stage_range(self: Task[Any, Any], payload: str, range: int, **_ignored: Any) -> None:
-    """Stage one range of a payload."""
-    staging.stage(UUID(payload), range, worker=_worker(self))
+def stage_range(self: Task[Any, Any], payload: str, range: int, count: int = 1, **_ignored: Any) -> None:
+    """Stage one range of a payload, or a few."""
+    staging.stage(UUID(payload), range, worker=_worker(self), count=count)
     events.write()
 
 

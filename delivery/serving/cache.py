@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from delivery import dispatch
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_BLOCKS = 8  # fetched together: 2 MiB
-RANGES_AHEAD = 1
+RANGES_AHEAD = 2  # at most, for who reads fast: one task stages both, which costs less than two tasks
+FAST_SECONDS = 0.1  # for a range
 STAGING_SECONDS = 0.25  # is enough for a task that runs; one that waits in its queue has its marker
 MOST_FAILURES = 4
 BUFFER_RETRY_SECONDS = 0.5
 MOST_REMEMBERED = 4096
 
 Group = list[Block]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class BlockCache:
@@ -45,6 +48,7 @@ class BlockCache:
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
         self._asked: OrderedDict[tuple[UUID, int], float] = OrderedDict()  # ranges, and until when one is on its way
         self._staged: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
+        self._reached: OrderedDict[UUID, tuple[int, float]] = OrderedDict()  # a range, and when somebody came to it
 
     def peek(self, payload: UUID, group: int) -> Group | None:
         """Return a group if it is here, without waiting."""
@@ -66,18 +70,17 @@ class BlockCache:
         """
         return self._asked.get((payload, index), 0.0) > time.monotonic()
 
-    async def ask(self, payload: UUID, index: int, *, attempt: int) -> None:
-        """Have range `index` staged, unless somebody asked for it just now. Raises `BufferUnavailable`."""
-        arguments = {"payload": payload.hex, "range": index}
+    async def ask(self, payload: UUID, index: int, *, attempt: int, count: int = 1) -> None:
+        """Have `count` ranges from `index` on staged, unless somebody asked for the first of them just now.
+
+        Raises `BufferUnavailable`.
+        """
+        arguments = {"payload": payload.hex, "range": index, "count": count}
         marker = dispatch.stage_marker(payload, index)
         if await self._process.publish(dispatch.STAGE, arguments, marker=marker, attempt=attempt):
-            self._note_asked(payload, index, time.monotonic() + STAGING_SECONDS)
-
-    def _note_asked(self, payload: UUID, index: int, until: float) -> None:
-        self._asked[payload, index] = until
-        self._asked.move_to_end((payload, index))
-        if len(self._asked) > MOST_REMEMBERED:
-            self._asked.popitem(last=False)
+            until = time.monotonic() + STAGING_SECONDS
+            for number in range(index, index + count):
+                _remember(self._asked, (payload, number), until)
 
     def note_dropped(self, payload: UUID, index: int) -> None:
         """Note that range `index` has left Redis: who wants it asks for it again."""
@@ -85,10 +88,7 @@ class BlockCache:
 
     def note_staged(self, payload: UUID, worker: str) -> None:
         """Note which worker has just staged a range of a payload."""
-        self._staged[payload] = (worker, time.monotonic())
-        self._staged.move_to_end(payload)
-        if len(self._staged) > MOST_REMEMBERED:
-            self._staged.popitem(last=False)
+        _remember(self._staged, payload, (worker, time.monotonic()))
 
     async def get(self, payload: UUID, size: int, group: int) -> Group:
         """Return a group of blocks of a payload of `size` bytes, fetched at most once however many ask.
@@ -113,7 +113,8 @@ class BlockCache:
             return
         group = task.result()
         payload, number = key
-        self._note_asked(payload, number * GROUP_BLOCKS // RANGE_BLOCKS, 0.0)  # what is missing from now on is gone
+        # What is missing from now on is gone.
+        _remember(self._asked, (payload, number * GROUP_BLOCKS // RANGE_BLOCKS), 0.0)
         self._groups[key] = group
         self._size += sum(len(block.data) for block in group)
         while self._size > self._limit and len(self._groups) > 1:
@@ -121,19 +122,34 @@ class BlockCache:
             self._size -= sum(len(block.data) for block in old)
 
     async def stage_ahead(self, payload: UUID, size: int, group: int) -> None:
-        """Have the ranges after that of `group` staged, so that they are in Redis when somebody gets there."""
-        here = group * GROUP_BLOCKS // RANGE_BLOCKS
-        for index in range(here + 1, here + 1 + RANGES_AHEAD):
-            if index * RANGE_SIZE < size and (payload, index) not in self._asked:
-                await self._stage_ahead(payload, index)
-
-    async def _stage_ahead(self, payload: UUID, index: int) -> None:
-        self._note_asked(payload, index, 0.0)
+        """Have the next range after that of `group` staged, so that it is in Redis when somebody gets there."""
+        index = group * GROUP_BLOCKS // RANGE_BLOCKS + 1
+        left = -(-size // RANGE_SIZE) - index
+        if left <= 0 or (payload, index) in self._asked:
+            return
+        count = min(left, RANGES_AHEAD if self._fast(payload, index) else 1)
+        for number in range(index, index + count):
+            _remember(self._asked, (payload, number), 0.0)
         try:
             if not await blocks.astaged(payload, index):
-                await self.ask(payload, index, attempt=0)
+                await self.ask(payload, index, attempt=0, count=count)
         except BufferUnavailable as error:
             logger.warning("range %d not asked for ahead: %s", index, error)
+
+    def _fast(self, payload: UUID, index: int) -> bool:
+        """Return whether a payload is read fast; to be asked each time that somebody is about to need a further range."""
+        before, at = self._reached.get(payload, (index, 0.0))
+        now = time.monotonic()
+        _remember(self._reached, payload, (index, now))
+        return now - at < FAST_SECONDS * (index - before)
+
+
+def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:
+    """Put something into a table from which the oldest goes when it is full."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MOST_REMEMBERED:
+        table.popitem(last=False)
 
 
 class _Fetch:

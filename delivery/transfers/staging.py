@@ -27,34 +27,44 @@ _SEGMENTS = Statement(
 )
 
 
-def stage(payload_id: UUID, index: int, *, worker: str) -> None:
-    """Stage range `index` and wake who waits. Idempotent.
+def stage(payload_id: UUID, index: int, *, worker: str, count: int = 1) -> None:
+    """Stage `count` ranges from `index` on, and wake who waits after each. Idempotent.
 
     A file delivered in place that has changed fails its payload visibly; Storage that fails is told in the wake-up.
     """
+    for number in range(index, index + count):
+        if not _stage(payload_id, number, worker):
+            break
+
+
+def _stage(payload_id: UUID, index: int, worker: str) -> bool:
+    """Stage one range; return whether it is there now."""
     try:
         begun = markers.clearing(dispatch.stage_marker(payload_id, index))
         _, staged = bulk.run(begun, blocks.looking(payload_id, index))
         state, size = (_PAYLOAD.fetch(payload_id) or [(None, None)])[0]
         if state in (PayloadState.STORING, PayloadState.SEALING):
-            return None  # a stray task: who listens is its sender, for whom nothing has ended
+            return False  # a stray task: who listens is its sender, for whom nothing has ended
         if state != PayloadState.COMPLETE or size is None or index * RANGE_SIZE >= size:
-            return notify.wake(payload_id, "ended", code="expired")
+            notify.wake(payload_id, "ended", code="expired")
+            return False
         if not staged:  # else asked for twice, by two who wanted it at once
             blocks.put(payload_id, index, _blocks(payload_id, size, index))
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
         events.note("damaged", payload=payload_id, range=index)
         ending.fail(payload_id, "digest")
-        return None
+        return False
     except StorageUnavailable as error:
         logger.error("range %d of %s not staged: %s", index, payload_id, error)
         events.note("storage_unavailable", payload=payload_id, range=index)
-        return notify.wake(payload_id, "unstaged", range=index, worker=worker)
+        notify.wake(payload_id, "unstaged", range=index, worker=worker)
+        return False
     except BufferUnavailable as error:
         logger.warning("range %d of %s not staged: %s", index, payload_id, error)
-        return None
-    return notify.wake(payload_id, "staged", range=index, worker=worker)
+        return False
+    notify.wake(payload_id, "staged", range=index, worker=worker)
+    return True
 
 
 def _pieces(payload: UUID, start: int, end: int) -> Iterator[memoryview]:

@@ -10,7 +10,7 @@ import pytest
 
 from delivery.buffer.blocks import RANGE_SIZE
 from delivery.serving import cache
-from delivery.serving.cache import GROUP_BLOCKS, RANGES_AHEAD, STAGING_SECONDS, BlockCache
+from delivery.serving.cache import FAST_SECONDS, GROUP_BLOCKS, STAGING_SECONDS, BlockCache
 
 PAYLOAD = uuid4()
 SIZE = 8 * RANGE_SIZE
@@ -21,13 +21,15 @@ class Publisher:
     """Notes which ranges are asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.asked: list[int] = []  # first ranges
+        self.counts: list[int] = []
         self.marked = False  # somebody else asked a moment before
 
     async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int) -> bool:
         if self.marked:
             return False
         self.asked.append(arguments["range"])
+        self.counts.append(arguments["count"])
         return True
 
 
@@ -45,10 +47,42 @@ def blocks(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> BlockCache:
     return BlockCache(cast(Any, SimpleNamespace(publish=publisher.publish, blocks=None)), limit=RANGE_SIZE)
 
 
-async def test_ranges_ahead_are_asked_for_once(blocks: BlockCache, publisher: Publisher) -> None:
-    for group in range(2 * GROUPS_OF_RANGE):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
+    return now
+
+
+async def read(blocks: BlockCache, clock: list[float], seconds: float, ranges: int = 8) -> None:
+    """Read a payload from its beginning, `seconds` for each range."""
+    for group in range(ranges * GROUPS_OF_RANGE):
         await blocks.stage_ahead(PAYLOAD, SIZE, group)
-    assert publisher.asked == list(range(1, 2 + RANGES_AHEAD))
+        clock[0] += seconds / GROUPS_OF_RANGE
+
+
+async def test_a_slow_reader_has_the_next_range_staged_once(
+    blocks: BlockCache, publisher: Publisher, clock: list[float]
+) -> None:
+    await read(blocks, clock, 2 * FAST_SECONDS, ranges=3)
+    assert publisher.asked == [1, 2, 3]
+    assert publisher.counts == [1, 1, 1]
+
+
+async def test_a_fast_reader_has_two_ranges_staged_by_one_task(
+    blocks: BlockCache, publisher: Publisher, clock: list[float]
+) -> None:
+    await read(blocks, clock, FAST_SECONDS / 4)
+    assert publisher.asked == [1, 2, 4, 6]
+    assert publisher.counts == [1, 2, 2, 2]
+
+
+async def test_a_pair_that_would_reach_behind_the_end_is_one_range(
+    blocks: BlockCache, publisher: Publisher, clock: list[float]
+) -> None:
+    for group in range(4 * GROUPS_OF_RANGE):
+        await blocks.stage_ahead(PAYLOAD, 3 * RANGE_SIZE, group)
+    assert (publisher.asked, publisher.counts) == ([1, 2], [1, 1])
 
 
 async def test_nothing_is_asked_for_behind_the_end(blocks: BlockCache, publisher: Publisher) -> None:
@@ -63,13 +97,11 @@ async def test_what_was_dropped_is_asked_for_again(blocks: BlockCache, publisher
     assert publisher.asked == [1, 1]
 
 
-async def test_a_range_is_on_its_way_for_a_moment(blocks: BlockCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
+async def test_a_range_is_on_its_way_for_a_moment(blocks: BlockCache, clock: list[float]) -> None:
     await blocks.stage_ahead(PAYLOAD, SIZE, 0)
     assert blocks.on_its_way(PAYLOAD, 1)
     assert not blocks.on_its_way(PAYLOAD, 0)  # nobody has asked for it
-    now[0] += STAGING_SECONDS + 0.1  # its task may be lost
+    clock[0] += STAGING_SECONDS + 0.1  # its task may be lost
     assert not blocks.on_its_way(PAYLOAD, 1)
 
 

@@ -160,7 +160,8 @@ class World:
         if task == dispatch.STORE:
             storing.store(storing.StoreOrder.of(arguments), worker=name)
         elif task == dispatch.STAGE:
-            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name)
+            count = arguments.get("count", 1)
+            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=count)
         elif task == dispatch.SEAL:
             sealing.seal(UUID(arguments["payload"]), worker=name)
 

@@ -83,6 +83,20 @@ def test_ranges_are_staged_however_the_payload_was_stored(
     assert told == [("staged", {"range": 1, "worker": "bee"}), ("staged", {"range": 0, "worker": "bee"})]
 
 
+def test_one_task_may_stage_several_ranges(payload: Payload, told: list[tuple[str, dict[str, Any]]]) -> None:
+    store(payload, [len(DATA)])
+    staging.stage(payload.pk, 0, worker="bee", count=2)
+    assert [staged(payload, 0), staged(payload, 1)] == [DATA[:RANGE_SIZE], DATA[RANGE_SIZE:]]
+    assert [detail["range"] for _, detail in told] == [0, 1]
+
+
+def test_a_range_that_cannot_be_staged_ends_the_task(payload: Payload, told: list[tuple[str, dict[str, Any]]]) -> None:
+    store(payload, [len(DATA)])
+    Segment.objects.update(storage="nowhere")
+    staging.stage(payload.pk, 0, worker="bee", count=2)
+    assert told == [("unstaged", {"range": 0, "worker": "bee"})]
+
+
 def test_every_key_of_a_range_lapses_and_its_checksums_first(payload: Payload) -> None:
     store(payload, [len(DATA)])
     staging.stage(payload.pk, 1, worker="bee")
