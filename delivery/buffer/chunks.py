@@ -37,11 +37,10 @@ async def aput(line: Values, payload: UUID, lease: int, chunk_size: int, start: 
     await line.put([*values, progress], int(conf.current().buffer_expiry))
 
 
-async def aput_checksums(payload: UUID, lease: int, start: int, checksums: Sequence[int]) -> None:
-    """Leave the checksums of a run for the task that stores it."""
+async def aput_checksums(line: Values, run: BufferedRun, checksums: Sequence[int]) -> None:
+    """Leave the checksums of a run for the task that stores it. Raises `BufferUnavailable`."""
     packed = struct.pack(f">{len(checksums)}I", *checksums)
-    with reporting():
-        await aclient().set(keys.checksums(payload, lease, start), packed, ex=int(conf.current().buffer_expiry))
+    await line.put([(_checksums(run), packed)], int(conf.current().buffer_expiry))
 
 
 async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:

@@ -236,7 +236,7 @@ class Intake:
     async def _ask_for(self, order: Order, *, detached: bool) -> None:
         run = order.order.run
         if order.attempt == 0:
-            await chunks.aput_checksums(run.payload, run.lease, run.start, order.checksums)
+            await chunks.aput_checksums(self._process.chunks, run, order.checksums)
         else:
             await self._look()
             await chunks.akeep(run)
