@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_BLOCKS = 8  # fetched together: 2 MiB
-RANGES_AHEAD = 2  # at most, for who reads fast: one task stages both, which costs less than two tasks
+RANGES_OF_TASK = 2  # for who reads fast: one task that stages both costs less than two tasks
+RANGES_AHEAD = 1 + RANGES_OF_TASK  # at most, of the one that is read
 FAST_SECONDS = 0.1  # for a range
+LEAD_GROUPS = 4  # before the end of a range, who reads fast has the next two asked for
 STAGING_SECONDS = 0.25  # is enough for a task that runs; one that waits in its queue has its marker
 MOST_FAILURES = 4
 BUFFER_RETRY_SECONDS = 0.5
@@ -48,7 +50,8 @@ class BlockCache:
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
         self._asked: OrderedDict[tuple[UUID, int], float] = OrderedDict()  # ranges, and until when one is on its way
         self._staged: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
-        self._reached: OrderedDict[UUID, tuple[int, float]] = OrderedDict()  # a range, and when somebody came to it
+        # The range that somebody needs next, since when, and whether they came to it fast.
+        self._reached: OrderedDict[UUID, tuple[int, float, bool]] = OrderedDict()
 
     def peek(self, payload: UUID, group: int) -> Group | None:
         """Return a group if it is here, without waiting."""
@@ -122,12 +125,14 @@ class BlockCache:
             self._size -= sum(len(block.data) for block in old)
 
     async def stage_ahead(self, payload: UUID, size: int, group: int) -> None:
-        """Have the next range after that of `group` staged, so that it is in Redis when somebody gets there."""
-        index = group * GROUP_BLOCKS // RANGE_BLOCKS + 1
+        """Have what comes after the range of `group` staged, so that it is in Redis when somebody gets there."""
+        ahead = group + LEAD_GROUPS * self._reads_fast(payload)
+        index = ahead * GROUP_BLOCKS // RANGE_BLOCKS + 1
         left = -(-size // RANGE_SIZE) - index
         if left <= 0 or (payload, index) in self._asked:
             return
-        count = min(left, RANGES_AHEAD if self._fast(payload, index) else 1)
+        self._note_reached(payload, index)
+        count = min(left, RANGES_OF_TASK if self._reads_fast(payload) else 1)
         for number in range(index, index + count):
             _remember(self._asked, (payload, number), 0.0)
         try:
@@ -136,12 +141,14 @@ class BlockCache:
         except BufferUnavailable as error:
             logger.warning("range %d not asked for ahead: %s", index, error)
 
-    def _fast(self, payload: UUID, index: int) -> bool:
-        """Return whether a payload is read fast; to be asked each time that somebody is about to need a further range."""
-        before, at = self._reached.get(payload, (index, 0.0))
+    def _note_reached(self, payload: UUID, index: int) -> None:
+        """Note that somebody will need range `index` next, and whether they got there fast."""
+        before, at, _ = self._reached.get(payload, (index, 0.0, False))
         now = time.monotonic()
-        _remember(self._reached, payload, (index, now))
-        return now - at < FAST_SECONDS * (index - before)
+        _remember(self._reached, payload, (index, now, now - at < FAST_SECONDS * (index - before)))
+
+    def _reads_fast(self, payload: UUID) -> bool:
+        return payload in self._reached and self._reached[payload][2]
 
 
 def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from delivery.buffer.blocks import RANGE_SIZE
 from delivery.serving import cache
-from delivery.serving.cache import FAST_SECONDS, GROUP_BLOCKS, STAGING_SECONDS, BlockCache
+from delivery.serving.cache import FAST_SECONDS, GROUP_BLOCKS, LEAD_GROUPS, STAGING_SECONDS, BlockCache
 
 PAYLOAD = uuid4()
 SIZE = 8 * RANGE_SIZE
@@ -75,6 +75,18 @@ async def test_a_fast_reader_has_two_ranges_staged_by_one_task(
     await read(blocks, clock, FAST_SECONDS / 4)
     assert publisher.asked == [1, 2, 4, 6]
     assert publisher.counts == [1, 2, 2, 2]
+
+
+async def test_two_ranges_are_asked_for_half_a_range_before_the_first_is_the_next(
+    blocks: BlockCache, publisher: Publisher, clock: list[float]
+) -> None:
+    await read(blocks, clock, FAST_SECONDS / 4, ranges=2)
+    assert publisher.asked == [1, 2]
+    for group in range(2 * GROUPS_OF_RANGE, 3 * GROUPS_OF_RANGE - LEAD_GROUPS):
+        await blocks.stage_ahead(PAYLOAD, SIZE, group)
+    assert publisher.asked == [1, 2]
+    await blocks.stage_ahead(PAYLOAD, SIZE, 3 * GROUPS_OF_RANGE - LEAD_GROUPS)
+    assert publisher.asked == [1, 2, 4]
 
 
 async def test_a_pair_that_would_reach_behind_the_end_is_one_range(
