@@ -25,6 +25,11 @@ from delivery.transfers.rows import Statement
 
 BUSY_SECONDS = 2.0
 LIVE_PAYLOADS = (PayloadState.STORING, PayloadState.SEALING)
+_KNOWN = Statement(
+    Transfer,
+    "SELECT 1 FROM {table} WHERE {user} = %s AND {direction} = %s AND {key} = %s",
+    *("user", "direction", "key"),
+)
 _SIZE = Statement(Payload, "SELECT {size} FROM {table} WHERE {id} = %s", "id")
 _POSITION = Statement(
     Transfer,
@@ -71,11 +76,13 @@ class Earlier:
 
 
 def find(user: Any, holder: Holder, offer: UploadOffer) -> Earlier | None:
-    """Return the live upload that `user` began under the offer's id, None where there is none. One query.
+    """Return the live upload that `user` began under the offer's id, None where there is none.
 
     Raises `Refused` where the offer will be refused: then whoever holds the upload is not to be disturbed.
     """
     key = UUID(offer.transfer)
+    if not _known(user, key):
+        return None
     row = (
         Transfer.objects.select_related("payload")
         .filter(user_id=user, direction=Direction.UPLOAD, key=key, state=TransferState.LIVE, lease__gt=0)
@@ -98,13 +105,18 @@ def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool)
     for _ in range(3):
         try:
             with transaction.atomic():
-                row = _locked(user, key)
+                row = _locked(user, key) if _known(user.pk, key) else None
                 if row is None:
                     return _begin(user, holder, offer, key, workers=workers)
                 return _resume(row, holder, offer, workers=workers)
         except IntegrityError:
             continue  # another connection began the same upload in this moment: resume it
     raise Refused("busy", retry_after=1.0)
+
+
+def _known(user: Any, key: UUID) -> bool:
+    """Return whether `user`, a primary key, has offered an upload under `key` before. Most offers are new."""
+    return bool(_KNOWN.fetch(user, Direction.UPLOAD.value, key))
 
 
 def _locked(user: Any, key: UUID) -> Transfer | None:
