@@ -12,11 +12,25 @@ from django.db import transaction
 from django.utils import timezone
 
 from delivery import conf, notify, policy
-from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.transfers import ending, events, locks, notices, quotas
+from delivery.transfers.rows import Statement
 
 KNOWN_SECONDS = 1.0  # as long as a login is believed
 MOST_KNOWN = 10_000
+_COMPLETE = Statement(
+    Payload,
+    "UPDATE {table} SET {state} = %s, {sha256} = %s, {completed_at} = %s, {expires_at} = %s, {sealer} = %s,"
+    " {sealing_at} = NULL WHERE {id} = %s",
+    *("state", "sha256", "completed_at", "expires_at", "sealer", "id"),
+)
+_END_UPLOAD = Statement(
+    Transfer,
+    "UPDATE {table} SET {state} = %s, {ended_at} = %s, {position} = %s, {client} = %s, {channel} = %s,"
+    " {waiting_for} = %s WHERE {payload} = %s AND {direction} = %s AND {state} = %s",
+    *("state", "ended_at", "position", "client", "channel", "waiting_for", "payload", "direction", "state"),
+)
+_ADDRESSES = Statement(Address, "SELECT {address} FROM {table} WHERE {payload} = %s", "payload")
 
 
 def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> bool:
@@ -43,12 +57,11 @@ def complete_locked(payload: Payload, sha256: str) -> None:
     payload.state, payload.sha256, payload.completed_at = PayloadState.COMPLETE, sha256, now
     payload.sealing_at, payload.sealer = None, ""
     payload.expires_at = None if payload.keep else now + (payload.lifetime or _default_lifetime())
-    payload.save(update_fields=["state", "sha256", "completed_at", "sealing_at", "sealer", "expires_at"])
-    Transfer.objects.filter(payload=payload, direction=Direction.UPLOAD, state=TransferState.LIVE).update(
-        state=TransferState.DONE, ended_at=now, position=payload.size or 0, client="", channel="", waiting_for=""
-    )
+    _COMPLETE.run(payload.state.value, sha256, now, payload.expires_at, "", payload.id)
+    done = (TransferState.DONE.value, now, payload.size or 0, "", "", "")
+    _END_UPLOAD.run(*done, payload.id, Direction.UPLOAD.value, TransferState.LIVE.value)
     quotas.completed(payload)
-    addresses = list(payload.addresses.values_list("address", flat=True))
+    addresses = [address for (address,) in _ADDRESSES.fetch(payload.id)]
     told = {*addresses, *create_deliveries(payload, addresses)}
     notices.add("payload_stored", payload)
     events.note("complete", payload=payload.id, size=payload.size)

@@ -27,6 +27,7 @@ _RESERVE = Statement(
     " WHERE {user} = %s AND {stored} <= %s AND {live} < %s",
     *("stored", "live", "user", "stored", "live"),
 )
+_ONE_LESS = Statement(Usage, "UPDATE {table} SET {live} = {live} - 1 WHERE {user} = %s AND {live} > 0", "user")
 CHARGED = (PayloadState.STORING, PayloadState.SEALING, PayloadState.COMPLETE)
 
 
@@ -68,10 +69,9 @@ def completed(payload: Payload) -> None:
     """
     if payload.owner_id is None or payload.inline is not None:
         return
-    usage = Usage.objects.filter(user_id=payload.owner_id)
-    usage.filter(live__gt=0).update(live=F("live") - 1)
+    _ONE_LESS.run(payload.owner_id)
     if (excess := payload.reserved - (payload.size or 0)) > 0:
-        usage.update(stored=F("stored") - excess)
+        Usage.objects.filter(user_id=payload.owner_id).update(stored=F("stored") - excess)
         Payload.objects.filter(pk=payload.pk).update(reserved=F("reserved") - excess)
 
 
@@ -82,7 +82,7 @@ def ended(payload: Payload, *, live: bool) -> None:
     usage = Usage.objects.filter(user_id=payload.owner_id)
     usage.update(stored=F("stored") - payload.reserved)
     if live:
-        usage.filter(live__gt=0).update(live=F("live") - 1)
+        _ONE_LESS.run(payload.owner_id)
 
 
 def count_again(limit: int = 100) -> int:

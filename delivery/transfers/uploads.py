@@ -31,6 +31,11 @@ _KNOWN = Statement(
     *("user", "direction", "key"),
 )
 _SIZE = Statement(Payload, "SELECT {size} FROM {table} WHERE {id} = %s", "id")
+_LEARN = Statement(
+    Payload,
+    "UPDATE {table} SET {size} = %s, {expected_sha256} = %s WHERE {id} = %s",
+    *("size", "expected_sha256", "id"),
+)
 _POSITION = Statement(
     Transfer,
     "SELECT {position} FROM {table} WHERE {id} = %s AND {lease} = %s AND {state} = %s",
@@ -195,15 +200,11 @@ def _check_same(row: Transfer, offer: UploadOffer) -> None:
 
 def learn(payload: Payload, size: int | None, sha256: str | None) -> None:
     """Keep the size and digest of a payload that were not known before."""
-    changed = []
-    if payload.size is None and size is not None:
-        payload.size = size
-        changed.append("size")
-    if not payload.expected_sha256 and sha256:
-        payload.expected_sha256 = sha256
-        changed.append("expected_sha256")
-    if changed:
-        payload.save(update_fields=changed)
+    before = (payload.size, payload.expected_sha256)
+    payload.size = size if payload.size is None else payload.size
+    payload.expected_sha256 = payload.expected_sha256 or sha256 or ""
+    if before != (payload.size, payload.expected_sha256):
+        _LEARN.run(payload.size, payload.expected_sha256, payload.id)
 
 
 def _code_of(row: Transfer) -> str:
