@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -39,6 +40,15 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """The range that somebody needs next, since when (monotonic seconds), and whether they came to it fast."""
+
+    index: int
+    at: float
+    fast: bool
+
+
 class BlockCache:
     """Groups of blocks by payload and number, least recently used first out. Belongs to one event loop."""
 
@@ -50,8 +60,7 @@ class BlockCache:
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
         self._asked: OrderedDict[tuple[UUID, int], float] = OrderedDict()  # ranges, and until when one is on its way
         self._staged: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
-        # The range that somebody needs next, since when, and whether they came to it fast.
-        self._reached: OrderedDict[UUID, tuple[int, float, bool]] = OrderedDict()
+        self._reached: OrderedDict[UUID, _Reached] = OrderedDict()
 
     def peek(self, payload: UUID, group: int) -> Group | None:
         """Return a group if it is here, without waiting."""
@@ -133,8 +142,7 @@ class BlockCache:
             return
         self._note_reached(payload, index)
         count = min(left, RANGES_OF_TASK if self._reads_fast(payload) else 1)
-        for number in range(index, index + count):
-            _remember(self._asked, (payload, number), 0.0)
+        _remember(self._asked, (payload, index), 0.0)
         try:
             if not await blocks.astaged(payload, index):
                 await self.ask(payload, index, attempt=0, count=count)
@@ -143,12 +151,13 @@ class BlockCache:
 
     def _note_reached(self, payload: UUID, index: int) -> None:
         """Note that somebody will need range `index` next, and whether they got there fast."""
-        before, at, _ = self._reached.get(payload, (index, 0.0, False))
         now = time.monotonic()
-        _remember(self._reached, payload, (index, now, now - at < FAST_SECONDS * (index - before)))
+        before = self._reached.get(payload, _Reached(index, now, fast=False))
+        fast = now - before.at < FAST_SECONDS * (index - before.index)
+        _remember(self._reached, payload, _Reached(index, now, fast=fast))
 
     def _reads_fast(self, payload: UUID) -> bool:
-        return payload in self._reached and self._reached[payload][2]
+        return payload in self._reached and self._reached[payload].fast
 
 
 def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:

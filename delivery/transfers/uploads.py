@@ -110,7 +110,7 @@ def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool)
     for _ in range(3):
         try:
             with transaction.atomic():
-                row = _locked(user, key) if _known(user.pk, key) else None
+                row = _locked(user, key)
                 if row is None:
                     return _begin(user, holder, offer, key, workers=workers)
                 return _resume(row, holder, offer, workers=workers)
@@ -125,6 +125,8 @@ def _known(user: Any, key: UUID) -> bool:
 
 
 def _locked(user: Any, key: UUID) -> Transfer | None:
+    if not _known(user.pk, key):
+        return None
     return locks.with_payloads(Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)).first()
 
 

@@ -97,6 +97,17 @@ async def test_a_pair_that_would_reach_behind_the_end_is_one_range(
     assert (publisher.asked, publisher.counts) == ([1, 2], [1, 1])
 
 
+async def test_the_second_of_two_is_asked_for_where_only_the_first_is_staged_already(
+    blocks: BlockCache, publisher: Publisher, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def second_staged(payload: object, index: int) -> bool:
+        return index == 2  # by another process, whose reader is slow
+
+    monkeypatch.setattr(cache.blocks, "astaged", second_staged)
+    await read(blocks, clock, FAST_SECONDS / 4, ranges=4)
+    assert publisher.asked == [1, 3, 5]
+
+
 async def test_nothing_is_asked_for_behind_the_end(blocks: BlockCache, publisher: Publisher) -> None:
     await blocks.stage_ahead(PAYLOAD, RANGE_SIZE + 1, 0)
     assert publisher.asked == [1]

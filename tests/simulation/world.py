@@ -160,8 +160,7 @@ class World:
         if task == dispatch.STORE:
             storing.store(storing.StoreOrder.of(arguments), worker=name)
         elif task == dispatch.STAGE:
-            count = arguments.get("count", 1)
-            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=count)
+            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=arguments["count"])
         elif task == dispatch.SEAL:
             sealing.seal(UUID(arguments["payload"]), worker=name)
 
