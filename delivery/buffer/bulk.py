@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from delivery.buffer.clients import client, reporting
+from delivery.buffer.clients import client, give_room, reporting
 
 READ_AHEAD_BYTES = 4096  # of replies: what is larger is read past it, but for as much as came with its head
 LINE_BYTES = 512  # at most: an error's text; the head of a value has a few bytes
@@ -32,6 +32,7 @@ class Exchange:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._socket = connection._get_socket()
+        give_room(self._socket)
         self._replies = self._socket.makefile("rb", READ_AHEAD_BYTES)
         self._owed = 0  # replies that have not begun
         self._left = 0  # of the current value, in bytes

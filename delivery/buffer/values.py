@@ -17,7 +17,7 @@ from typing import Any, cast
 import redis
 
 from delivery.buffer.bulk import LINE_BYTES, refusal, setting
-from delivery.buffer.clients import SOCKET_TIMEOUT_SECONDS, aclient, reporting
+from delivery.buffer.clients import SOCKET_TIMEOUT_SECONDS, aclient, give_room, reporting
 
 Data = bytes | bytearray | memoryview
 
@@ -212,6 +212,7 @@ class Values:
             self._connection = aclient().connection_pool.make_connection()
             await self._connection.connect()
             transport = cast("asyncio.Transport", self._connection._writer.transport)
+            give_room(transport.get_extra_info("socket"))
             self._replies = _Replies(transport)
             transport.pause_reading()  # uvloop looks at the kind of protocol only as it begins to read
             transport.set_protocol(self._replies)
