@@ -50,7 +50,7 @@ STAGE = (
     Step("stage", "begun", 5),
     Step("stage", "before the file is read", 5),
     Step("stage", "a block read", 150),
-    Step("stage", "some blocks in Redis", 40),
+    Step("stage", "some blocks in Redis", 16),
     Step("stage", "all blocks in Redis, their checksums not", 5),
     Step("stage", "all in Redis, nobody woken", 5),
     Step("stage", "done, the task not acked", 5),

@@ -1,10 +1,14 @@
-"""Blocks on their way out: put by the task that stages a range, read by every web process that has a recipient."""
+"""Blocks on their way out: put by the task that stages a range, read by every web process that has a recipient.
+
+Redis holds them in groups: what is fixed in a value costs as much as the movement of its first 100 KiB.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from uuid import UUID
 
 from delivery import conf
@@ -14,8 +18,11 @@ from delivery.buffer.values import Data, Values
 from delivery.protocol.frames import checksum
 
 BLOCK_SIZE = 256 * 1024
+GROUP_BLOCKS = 8
+GROUP_SIZE = BLOCK_SIZE * GROUP_BLOCKS
 RANGE_BLOCKS = 64
 RANGE_SIZE = BLOCK_SIZE * RANGE_BLOCKS
+RANGE_GROUPS = RANGE_BLOCKS // GROUP_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +33,33 @@ class Block:
     checksum: int
 
 
-def blocks_of(size: int) -> int:
-    """Return how many blocks a payload of `size` bytes has."""
-    return -(-size // BLOCK_SIZE)
-
-
-async def aget(line: Values, payload: UUID, first: int, count: int) -> list[Block] | None:
-    """Return blocks `first` to `first + count` of one range, or None where any is missing or damaged.
+async def aget(line: Values, payload: UUID, size: int, group: int) -> list[Block] | None:
+    """Return the blocks of a group of a payload of `size` bytes, or None where they are missing or damaged.
 
     A range that is there in part only (evicted, or dropped by one reader while it was staged for another) then counts
     as not staged, so that whoever asks for it gets all of it.
     """
-    index = first // RANGE_BLOCKS
-    names = [keys.range_checksums(payload, index), *(keys.block(payload, n) for n in range(first, first + count))]
-    packed, *values = await line.get(names)
+    index, number = divmod(group, RANGE_GROUPS)
+    packed, value = await line.get([keys.range_checksums(payload, index), keys.group(payload, group)])
     if packed is None:
         return None
-    found = _checked(packed, first % RANGE_BLOCKS, values)
+    length = min(GROUP_SIZE, size - group * GROUP_SIZE)
+    found = None if value is None or len(value) != length else _checked(packed, number * GROUP_BLOCKS, value)
     if found is None:
         with reporting():
             await aclient().unlink(keys.range_checksums(payload, index))
     return found
 
 
-def _checked(packed: Data, offset: int, values: Sequence[Data | None]) -> list[Block] | None:
-    """Return the blocks of a range from its `offset`-th on, None where one is missing or has another checksum."""
-    if len(packed) < 4 * (offset + len(values)):
+def _checked(packed: Data, first: int, value: Data) -> list[Block] | None:
+    """Return the blocks of a group, the `first`-th of its range and those behind it; None where one has another checksum."""
+    view = memoryview(value)
+    parts = [view[at : at + BLOCK_SIZE] for at in range(0, len(view), BLOCK_SIZE)]
+    if len(packed) < 4 * (first + len(parts)):
         return None
-    expected = struct.unpack_from(f">{len(values)}I", packed, 4 * offset)
-    found = [Block(value, crc) for value, crc in zip(values, expected, strict=True) if value is not None]
-    whole = len(found) == len(values) and all(checksum(block.data) == block.checksum for block in found)
-    return found if whole else None
+    expected = struct.unpack_from(f">{len(parts)}I", packed, 4 * first)
+    found = [Block(part, crc) for part, crc in zip(parts, expected, strict=True)]
+    return found if all(checksum(block.data) == block.checksum for block in found) else None
 
 
 async def astaged(payload: UUID, index: int) -> bool:
@@ -70,17 +73,21 @@ def looking(payload: UUID, index: int) -> bulk.Command:
     return "EXISTS", keys.range_checksums(payload, index)
 
 
-def put(payload: UUID, index: int, blocks: Iterable[bytes | memoryview]) -> None:
-    """Stage range `index`: its blocks, then their checksums, whose being there says that all are.
+def put(payload: UUID, size: int, index: int, blocks: Iterator[bytes | memoryview]) -> None:
+    """Stage range `index` of a payload of `size` bytes: its blocks, then their checksums, whose being there says that all are.
 
     Each block is sent before the next is asked for, from where it lies: it may be a view of one buffer. Raises
     `BufferUnavailable`, and what `blocks` raises.
     """
     seconds = int(conf.current().buffer_expiry)
+    groups = _groups(size, index)
+    checksums: list[int] = []
     with bulk.exchange() as line:
-        numbered = enumerate(blocks, index * RANGE_BLOCKS)
-        checksums = [_put(line, keys.block(payload, number), data, seconds) for number, data in numbered]
-        for _ in checksums:
+        for group in groups:
+            length = min(GROUP_SIZE, size - group * GROUP_SIZE)
+            parts = _noting(checksums, islice(blocks, GROUP_BLOCKS))
+            line.send_value(keys.group(payload, group), length, parts, seconds)
+        for _ in groups:
             line.reply()
         packed = struct.pack(f">{len(checksums)}I", *checksums)
         # It goes a little before its blocks do, so that a range is missing as a whole rather than in part.
@@ -88,17 +95,21 @@ def put(payload: UUID, index: int, blocks: Iterable[bytes | memoryview]) -> None
         line.reply()
 
 
-def _put(line: bulk.Exchange, name: str, data: bytes | memoryview, seconds: int) -> int:
-    """Send one block; return its checksum."""
-    line.send_value(name, data, seconds)
-    return checksum(data)
+def _noting(checksums: list[int], blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Give blocks on, and note the checksum of each when it was sent: Redis has something to do meanwhile."""
+    for block in blocks:
+        yield block
+        checksums.append(checksum(block))
 
 
 async def adrop(payload: UUID, size: int, index: int) -> None:
     """Remove range `index` of a payload of `size` bytes: its last reader here has passed it."""
-    first = index * RANGE_BLOCKS
-    last = min(first + RANGE_BLOCKS, blocks_of(size))
+    groups = (keys.group(payload, group) for group in _groups(size, index))
     with reporting():
-        await aclient().unlink(
-            keys.range_checksums(payload, index), *(keys.block(payload, number) for number in range(first, last))
-        )
+        await aclient().unlink(keys.range_checksums(payload, index), *groups)
+
+
+def _groups(size: int, index: int) -> range:
+    """Return the groups of range `index` of a payload of `size` bytes."""
+    first = index * RANGE_GROUPS
+    return range(first, min(first + RANGE_GROUPS, -(-size // GROUP_SIZE)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -42,11 +42,20 @@ class Exchange:
         _send_all(self._socket, self._connection.pack_commands(commands))
         self._owed += len(commands)
 
-    def send_value(self, name: str, value: bytes | memoryview, seconds: int) -> None:
-        """Send the command that sets the key `name` for `seconds`; the value goes out from where it lies."""
-        head, tail = setting(name, len(value), seconds)
-        _send_all(self._socket, [head, value, tail])
+    def send_value(self, name: str, length: int, parts: Iterable[bytes | memoryview], seconds: int) -> None:
+        """Send the command that sets the key `name` for `seconds`.
+
+        Its value, `length` bytes in all, goes out from where it lies: each part before the next is asked for.
+        """
+        head, tail = setting(name, length, seconds)
         self._owed += 1
+        before, left = [head], length
+        for part in parts:
+            left -= len(part)
+            _send_all(self._socket, [*before, part, *([] if left else [tail])])
+            before = []
+        if left or before:
+            raise ValueError(f"a value of {length - left} bytes where {length} were announced")
 
     def reply(self) -> Any:
         """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""

@@ -34,14 +34,14 @@ def progress(payload: UUID, lease: int) -> str:
     return _key("p", payload.hex, lease)
 
 
-def block(payload: UUID, index: int) -> str:
-    """Block `index` (256 KiB by offset) of a payload."""
-    return _key("b", payload.hex, index)
+def group(payload: UUID, index: int) -> str:
+    """Group `index` of blocks (2 MiB by offset) of a payload."""
+    return _key("g", payload.hex, index)
 
 
 def range_checksums(payload: UUID, index: int) -> str:
     """CRC-32C of each block of range `index` (16 MiB by offset), as big-endian u32. Is there: the range is staged."""
-    return _key("r", payload.hex, index)
+    return _key("s", payload.hex, index)
 
 
 def marker(*parts: object) -> str:

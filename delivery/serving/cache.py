@@ -16,7 +16,7 @@ from uuid import UUID
 
 from delivery import dispatch
 from delivery.buffer import blocks, markers
-from delivery.buffer.blocks import RANGE_BLOCKS, RANGE_SIZE, Block
+from delivery.buffer.blocks import RANGE_GROUPS, RANGE_SIZE, Block
 from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
 from delivery.transfers import completing
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUP_BLOCKS = 8  # fetched together: 2 MiB
 RANGES_OF_TASK = 2  # for who reads fast: one task that stages both costs less than two tasks
 RANGES_AHEAD = 1 + RANGES_OF_TASK  # at most, of the one that is read
 FAST_SECONDS = 0.1  # for a range
@@ -126,7 +125,7 @@ class BlockCache:
         group = task.result()
         payload, number = key
         # What is missing from now on is gone.
-        _remember(self._asked, (payload, number * GROUP_BLOCKS // RANGE_BLOCKS), 0.0)
+        _remember(self._asked, (payload, number // RANGE_GROUPS), 0.0)
         self._groups[key] = group
         self._size += sum(len(block.data) for block in group)
         while self._size > self._limit and len(self._groups) > 1:
@@ -136,7 +135,7 @@ class BlockCache:
     async def stage_ahead(self, payload: UUID, size: int, group: int) -> None:
         """Have what comes after the range of `group` staged, so that it is in Redis when somebody gets there."""
         ahead = group + LEAD_GROUPS * self._reads_fast(payload)
-        index = ahead * GROUP_BLOCKS // RANGE_BLOCKS + 1
+        index = ahead // RANGE_GROUPS + 1
         left = -(-size // RANGE_SIZE) - index
         if left <= 0 or (payload, index) in self._asked:
             return
@@ -174,9 +173,9 @@ class _Fetch:
     def __init__(self, process: Process, payload: UUID, size: int, group: int) -> None:
         self._process = process
         self._payload = payload
-        self._first = group * GROUP_BLOCKS
-        self._count = min(GROUP_BLOCKS, blocks.blocks_of(size) - self._first)
-        self._range = self._first // RANGE_BLOCKS
+        self._size = size
+        self._group = group
+        self._range = group // RANGE_GROUPS
         self._woken = asyncio.Event()
         self._ended: str | None = None
         self._failures = 0
@@ -193,7 +192,7 @@ class _Fetch:
 
     async def _look(self) -> Group | None:
         try:
-            return await blocks.aget(self._process.blocks, self._payload, self._first, self._count)
+            return await blocks.aget(self._process.blocks, self._payload, self._size, self._group)
         except BufferUnavailable as error:
             logger.warning("%s", error)
             return None

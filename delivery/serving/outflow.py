@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE, Block
+from delivery.buffer.blocks import BLOCK_SIZE, GROUP_BLOCKS, GROUP_SIZE, RANGE_SIZE, Block
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender, Span
-from delivery.serving.cache import GROUP_BLOCKS, Group
+from delivery.serving.cache import Group
 from delivery.serving.process import Process
 from delivery.transfers.deliveries import Waiting
-
-GROUP_BYTES = GROUP_BLOCKS * BLOCK_SIZE
 
 Frame = tuple[bytes, bytes | bytearray | memoryview]
 
@@ -87,7 +85,7 @@ class Outflow:
                 await self._fetch(wanted)
 
     async def _fetch(self, wanted: range) -> None:
-        at = wanted[0] * GROUP_BYTES // RANGE_SIZE
+        at = wanted[0] * GROUP_SIZE // RANGE_SIZE
         self._process.readers.move(self.waiting.payload, self.waiting.size, self, at)
         for number in list(self._groups):
             if number not in wanted:
@@ -105,7 +103,7 @@ class Outflow:
             return None
         groups = _groups_of(span)
         credit = min(self.sender.limit * self.sender.chunk_size, self.waiting.size)
-        return range(groups.start, groups.stop + 1) if groups.stop * GROUP_BYTES < credit else groups
+        return range(groups.start, groups.stop + 1) if groups.stop * GROUP_SIZE < credit else groups
 
     def _block(self, index: int) -> Block:
         return self._groups[index // GROUP_BLOCKS][index % GROUP_BLOCKS]
@@ -127,4 +125,4 @@ class Outflow:
 
 def _groups_of(span: Span) -> range:
     """Return the numbers of the groups that hold a chunk."""
-    return range(span.offset // GROUP_BYTES, (span.offset + span.length - 1) // GROUP_BYTES + 1)
+    return range(span.offset // GROUP_SIZE, (span.offset + span.length - 1) // GROUP_SIZE + 1)

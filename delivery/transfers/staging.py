@@ -49,7 +49,7 @@ def _stage(payload_id: UUID, index: int, worker: str) -> bool:
             notify.wake(payload_id, "ended", code="expired")
             return False
         if not staged:  # else asked for twice, by two who wanted it at once
-            blocks.put(payload_id, index, _blocks(payload_id, size, index))
+            blocks.put(payload_id, size, index, _blocks(payload_id, size, index))
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
         events.note("damaged", payload=payload_id, range=index)

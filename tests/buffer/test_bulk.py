@@ -126,11 +126,21 @@ def test_a_real_server_gives_what_was_put(valkey: None) -> None:
 def test_what_is_set_from_where_it_lies_is_there(valkey: None) -> None:
     data = memoryview(bytearray(os.urandom(1_000_000)))
     with bulk.exchange() as line:
-        line.send_value("delivery:bulk", data, 60)
-        line.send_value("delivery:empty", b"", 60)
+        line.send_value(
+            "delivery:bulk", len(data), (data[at : at + 300_000] for at in range(0, len(data), 300_000)), 60
+        )
+        line.send_value("delivery:empty", 0, [b""], 60)
         line.send(("STRLEN", "delivery:bulk"), ("TTL", "delivery:empty"))
         assert [line.reply() for _ in range(4)] == [b"OK", b"OK", len(data), 60]
     assert bulk.run(("GET", "delivery:bulk"), ("GET", "delivery:none"), ("GET", "delivery:empty")) == [data, None, b""]
+
+
+@pytest.mark.parametrize("parts", [[], [b"12"], [b"12", b"34"]], ids=["none", "too few", "too many"])
+def test_a_value_of_another_length_than_announced_is_not_set(valkey: None, parts: list[bytes]) -> None:
+    bulk.run(("DEL", "delivery:bulk"))
+    with pytest.raises(ValueError, match="bytes where 3 were announced"), bulk.exchange() as line:
+        line.send_value("delivery:bulk", 3, parts, 60)
+    assert bulk.run(("EXISTS", "delivery:bulk")) == [0]
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])

@@ -8,13 +8,12 @@ from uuid import uuid4
 
 import pytest
 
-from delivery.buffer.blocks import RANGE_SIZE
+from delivery.buffer.blocks import RANGE_GROUPS, RANGE_SIZE
 from delivery.serving import cache
-from delivery.serving.cache import FAST_SECONDS, GROUP_BLOCKS, LEAD_GROUPS, STAGING_SECONDS, BlockCache
+from delivery.serving.cache import FAST_SECONDS, LEAD_GROUPS, STAGING_SECONDS, BlockCache
 
 PAYLOAD = uuid4()
 SIZE = 8 * RANGE_SIZE
-GROUPS_OF_RANGE = 64 // GROUP_BLOCKS
 
 
 class Publisher:
@@ -56,9 +55,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def read(blocks: BlockCache, clock: list[float], seconds: float, ranges: int = 8) -> None:
     """Read a payload from its beginning, `seconds` for each range."""
-    for group in range(ranges * GROUPS_OF_RANGE):
+    for group in range(ranges * RANGE_GROUPS):
         await blocks.stage_ahead(PAYLOAD, SIZE, group)
-        clock[0] += seconds / GROUPS_OF_RANGE
+        clock[0] += seconds / RANGE_GROUPS
 
 
 async def test_a_slow_reader_has_the_next_range_staged_once(
@@ -82,17 +81,17 @@ async def test_two_ranges_are_asked_for_half_a_range_before_the_first_is_the_nex
 ) -> None:
     await read(blocks, clock, FAST_SECONDS / 4, ranges=2)
     assert publisher.asked == [1, 2]
-    for group in range(2 * GROUPS_OF_RANGE, 3 * GROUPS_OF_RANGE - LEAD_GROUPS):
+    for group in range(2 * RANGE_GROUPS, 3 * RANGE_GROUPS - LEAD_GROUPS):
         await blocks.stage_ahead(PAYLOAD, SIZE, group)
     assert publisher.asked == [1, 2]
-    await blocks.stage_ahead(PAYLOAD, SIZE, 3 * GROUPS_OF_RANGE - LEAD_GROUPS)
+    await blocks.stage_ahead(PAYLOAD, SIZE, 3 * RANGE_GROUPS - LEAD_GROUPS)
     assert publisher.asked == [1, 2, 4]
 
 
 async def test_a_pair_that_would_reach_behind_the_end_is_one_range(
     blocks: BlockCache, publisher: Publisher, clock: list[float]
 ) -> None:
-    for group in range(4 * GROUPS_OF_RANGE):
+    for group in range(4 * RANGE_GROUPS):
         await blocks.stage_ahead(PAYLOAD, 3 * RANGE_SIZE, group)
     assert (publisher.asked, publisher.counts) == ([1, 2], [1, 1])
 

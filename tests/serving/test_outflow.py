@@ -11,16 +11,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from delivery.buffer.blocks import BLOCK_SIZE, Block
+from delivery.buffer.blocks import BLOCK_SIZE, GROUP_BLOCKS, GROUP_SIZE, Block
 from delivery.errors import StorageUnavailable
 from delivery.protocol.frames import checksum
 from delivery.protocol.messages import Accept, Ack, DeliveryOffer
 from delivery.protocol.sender import Sender
-from delivery.serving.cache import GROUP_BLOCKS, Group
-from delivery.serving.outflow import GROUP_BYTES, Outflow
+from delivery.serving.cache import Group
+from delivery.serving.outflow import Outflow
 
 GROUPS = 8
-SIZE = GROUPS * GROUP_BYTES - 1000
+SIZE = GROUPS * GROUP_SIZE - 1000
 GROUP_CHUNKS = GROUP_BLOCKS  # a chunk is as large as a block here
 SETTLE = 20  # turns of the loop
 
@@ -46,7 +46,7 @@ class Cache:
         self._group(group).set_exception(StorageUnavailable("gone"))
 
     def give(self, group: int) -> None:
-        first, last = group * GROUP_BYTES, min((group + 1) * GROUP_BYTES, SIZE)
+        first, last = group * GROUP_SIZE, min((group + 1) * GROUP_SIZE, SIZE)
         lengths = [min(BLOCK_SIZE, last - at) for at in range(first, last, BLOCK_SIZE)]
         data = [bytes([group]) * length for length in lengths]
         self._group(group).set_result([Block(one, checksum(one)) for one in data])

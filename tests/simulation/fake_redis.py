@@ -140,6 +140,8 @@ class Client:
 class Connection(io.RawIOBase):
     """For bulk exchanges: what is sent and what the socket gives is what a server would read and write there (RESP)."""
 
+    family = None  # no socket of the system's, which could be given room
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._commands = hiredis.Reader()
@@ -270,6 +272,9 @@ class Transport:
         self._protocol: Any = None
         self._closed = False
         self._ready_at = 0.0
+
+    def get_extra_info(self, name: str) -> Connection:
+        return self._server
 
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
