@@ -7,13 +7,13 @@ from a file that they all lock.
 from __future__ import annotations
 
 import fcntl
-import os
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from celery import current_task
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
 
@@ -33,8 +33,7 @@ class SlowStorage(FileSystemStorage):
 
     def wait(self, size: int) -> None:
         """Return when `size` bytes more may have been written."""
-        # Children of a prefork pool have their worker as parent.
-        with open(self._turns / str(os.getppid()), "a+b") as file:
+        with open(self._turns / str(current_task.request.hostname), "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             known = file.read(_TIME.size)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_ready
 
-from faults.steps import CHILD, Plan
+from faults.steps import Plan
 from project.celery import app
 
 __all__ = ["app"]
@@ -26,14 +27,20 @@ __all__ = ["app"]
 STAY_SECONDS = 5.0
 Wanted = Callable[..., bool]
 
-_task = ""  # that this process runs: one at a time
-_putting = False  # inside `blocks.put`
+
+class _Doing(threading.local):
+    task = ""  # that this thread runs: one at a time
+    putting = False  # inside `blocks.put`
+
+
+_doing = _Doing()
 
 
 def _always(*_arguments: Any, **_named: Any) -> bool:
     return True
 
 
+@worker_ready.connect  # of a worker whose tasks run in threads of its own
 @worker_process_init.connect
 def _arm(**_ignored: Any) -> None:
     from delivery import notify
@@ -58,7 +65,7 @@ def _arm(**_ignored: Any) -> None:
     _each(staging, "_blocks", "a block read")
     _after(bulk.Exchange, "send_value", "some blocks in Redis")
     _put(blocks)
-    _before(keys, "range_checksums", "all blocks in Redis, their checksums not", lambda *_: _putting)
+    _before(keys, "range_checksums", "all blocks in Redis, their checksums not", lambda *_: _doing.putting)
     _after(blocks, "put", "all in Redis, nobody woken")
 
     _after(sealing, "_claim", "claimed")
@@ -71,18 +78,16 @@ def _arm(**_ignored: Any) -> None:
 
 
 def _while(task: str) -> Wanted:
-    return lambda *_arguments, **_named: _task == task
+    return lambda *_arguments, **_named: _doing.task == task
 
 
 def _reach(step: str) -> None:
     """Die here, if that is the plan."""
-    victim = _plan().reach(f"{_task}: {step}")
-    if victim is None:
+    pid = _plan().reach(f"{_doing.task}: {step}")
+    if pid is None:
         return
-    if victim == CHILD:
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(STAY_SECONDS)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(STAY_SECONDS)  # where that was the parent
 
 
 @functools.cache
@@ -99,15 +104,14 @@ def _run(module: Any, name: str) -> None:
 
     @functools.wraps(inner)
     def wrapped(*arguments: Any, **named: Any) -> Any:
-        global _task
-        _task = name
+        _doing.task = name
         try:
             _reach("begun")
             result = inner(*arguments, **named)
             _reach("done" if name == "seal" else "done, the task not acked")
             return result
         finally:
-            _task = ""
+            _doing.task = ""
 
     setattr(module, name, wrapped)
 
@@ -167,12 +171,11 @@ def _put(blocks: Any) -> None:
 
     @functools.wraps(inner)
     def wrapped(*arguments: Any, **named: Any) -> None:
-        global _putting
-        _putting = True
+        _doing.putting = True
         try:
             inner(*arguments, **named)
         finally:
-            _putting = False
+            _doing.putting = False
 
     blocks.put = wrapped
 

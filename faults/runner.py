@@ -71,8 +71,8 @@ class Runner:
         for ground, on_ground in itertools.groupby(sorted(cells, key=_ground_name), key=lambda one: one.ground):
             async with ground(self._stack) if ground is not None else _bare() as beneath:
                 try:
-                    for cell in sorted(on_ground, key=lambda one: sorted(one.variables.items())):
-                        await self._stack.restart(**{**beneath.variables, **cell.variables})
+                    for cell in sorted(on_ground, key=lambda one: (one.pool, sorted(one.variables.items()))):
+                        await self._stack.restart(pool=cell.pool, **{**beneath.variables, **cell.variables})
                         if not opened:
                             site.open_site(self._stack.var)
                             opened = True

@@ -17,6 +17,8 @@ from typing import Any
 
 import redis
 
+from delivery.launch.celery import POOLS
+
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ("DELIVERY_", "REDIS_", "DATABASE_", "CELERY_")
 FOREIGN_NAMES = ("PORT", "SECRET_KEY", "DEBUG", "LOG_LEVEL", "ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
@@ -57,6 +59,7 @@ class Stack:
         self.starts = 0
         self._folder = folder
         self._workers = workers
+        self._pool = ""
         self._variables: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -71,15 +74,16 @@ class Stack:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    async def start(self, **variables: str) -> None:
-        """Bring it up with `variables` in its environment. Raises `FaultsError`."""
+    async def start(self, *, pool: str = POOLS[0], **variables: str) -> None:
+        """Bring it up with `variables` in its environment. `pool`: of its workers. Raises `FaultsError`."""
         self.starts += 1
-        self._variables = variables
+        self._pool, self._variables = pool, variables
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, str(ROOT / "manage.py"), "up"),
                     *(f"--var={self.var}", f"--port={self.port}", f"--workers={self._workers}"),
+                    f"--pool={pool}",
                 ],
                 cwd=ROOT,
                 env=own_environment(**variables),
@@ -115,11 +119,11 @@ class Stack:
                 )
         self._process = None
 
-    async def restart(self, **variables: str) -> None:
-        """Stop it and start it with other `variables`, where it does not run with these already."""
-        if self._process is None or variables != self._variables:
+    async def restart(self, *, pool: str = POOLS[0], **variables: str) -> None:
+        """Stop it and start it with another `pool` or `variables`, where it does not run with these already."""
+        if self._process is None or (pool, variables) != (self._pool, self._variables):
             await self.stop()
-            await self.start(**variables)
+            await self.start(pool=pool, **variables)
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
@@ -145,6 +149,10 @@ class Stack:
     def children(self, name: str) -> list[int]:
         """Return the child processes of a part: a worker's pool."""
         return children_of(self.pid(name))
+
+    def writers(self) -> list[int]:
+        """Return the processes of all workers that run tasks: the children of their pools, or they themselves."""
+        return [pid for name in self.workers() for pid in self.children(name) or [self.pid(name)]]
 
     def owner_of(self, port: int, to: int) -> str:
         """Return which kind of part holds the connection from `port` to the port `to` of this machine, else "other"."""

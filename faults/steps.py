@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from billiard import current_process
+
 
 @dataclass(frozen=True)
 class Step:
@@ -118,8 +120,8 @@ class Plan:
         with self._open() as file:
             return file is not None and str(_read(file)["step"]).startswith("seal:")
 
-    def reach(self, step: str) -> str | None:
-        """Note that `step` was reached; return who dies now, None for nobody. It is written down already."""
+    def reach(self, step: str) -> int | None:
+        """Note that `step` was reached; return the process that dies now, None for none. It is written down already."""
         with self._open() as file:
             if file is None:
                 return None
@@ -130,10 +132,11 @@ class Plan:
             if plan["left"]:
                 os.pwrite(file, json.dumps(plan).ljust(os.fstat(file).st_size).encode(), 0)
                 return None
-            victim = str(plan["victim"])
-            self._write_struck(Struck(os.getpid() if victim == CHILD else os.getppid(), time.monotonic()))
+            # Where tasks run in threads there is the main process alone.
+            pid = os.getpid() if plan["victim"] == CHILD or _is_main() else os.getppid()
+            self._write_struck(Struck(pid, time.monotonic()))
             self._path.unlink()
-            return victim
+            return pid
 
     def _write_struck(self, struck: Struck) -> None:
         written = self._struck.with_suffix(".new")
@@ -153,6 +156,10 @@ class Plan:
             yield file if os.fstat(file).st_nlink else None
         finally:
             os.close(file)
+
+
+def _is_main() -> bool:
+    return str(current_process().name) == "MainProcess"
 
 
 def _read(file: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _databases_of_stacks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of one web process and one worker with two children. No test may leave it damaged."""
+    """A stack of one web process and one worker that does two tasks at a time. No test may leave it damaged."""
     stack = Stack(tmp_path_factory.mktemp("shipped") / "var", "--workers=1", "--concurrency=2")
     try:
         stack.wait_ready()

@@ -13,6 +13,10 @@ from django.conf import settings
 from delivery.conf import Settings
 from delivery.launch import environment
 
+#: How a worker runs its tasks, what we take ourselves first: what our tasks do lets go of the interpreter's lock, and one
+#: process costs less than three.
+POOLS = ("threads", "prefork")
+
 
 def default_app() -> str:
     """Return the name of the site's Celery app: the package of its settings, by Celery's convention."""

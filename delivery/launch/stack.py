@@ -34,6 +34,7 @@ class Plan:
     port: int
     workers: int
     concurrency: int
+    pool: str
     drain_seconds: float
     valkey: Valkey | None
 
@@ -48,9 +49,8 @@ class Plan:
             return Part(name, kind, command, variables, grace_seconds, ready_words)
 
         def worker(name: str) -> Part:
-            return part(
-                name, "worker", *manage, "delivery_worker", f"--name={name}", f"--concurrency={self.concurrency}"
-            )
+            options = f"--name={name}", f"--concurrency={self.concurrency}", f"--pool={self.pool}"
+            return part(name, "worker", *manage, "delivery_worker", *options)
 
         redis = [part("redis", "redis", *self.valkey.command())] if self.valkey else []
         workers = [worker(f"worker{number}") for number in range(1, self.workers + 1)]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+from delivery.launch.celery import POOLS
 from faults.stack import Stack
 from faults.trial import Trial
 
@@ -26,7 +27,7 @@ class Ground:
 class Cell:
     """One fault. `orphans`: files without rows may be left to the sweep. Times in seconds.
 
-    `variables` are in the stack's environment; `quick`: one of those that run with the tests. `missing` says why the
+    `variables` are in the stack's environment, `pool` is its workers'; `quick`: one of those that run with the tests. `missing` says why the
     cell cannot run on this machine; it is skipped then. `ground` is entered before the stack starts.
     """
 
@@ -36,6 +37,7 @@ class Cell:
     deadline: float = 90.0
     most_recovery: float = 20.0  # 10 s, and the longest backoff of the clients
     variables: Mapping[str, str] = field(default_factory=dict)
+    pool: str = POOLS[0]
     quick: bool = False
     missing: Callable[[], str] = str
     ground: Callable[[Stack], AbstractAsyncContextManager[Ground]] | None = None
@@ -51,6 +53,7 @@ def cell(
     deadline: float = 90.0,
     most_recovery: float = 20.0,
     variables: Mapping[str, str] | None = None,
+    pool: str = POOLS[0],
     quick: bool = False,
     missing: Callable[[], str] = str,
     ground: Callable[[Stack], AbstractAsyncContextManager[Ground]] | None = None,
@@ -59,7 +62,7 @@ def cell(
 
     def add(body: Body) -> Body:
         _cells[name] = Cell(
-            name, body, orphans, deadline, most_recovery, variables or {}, quick, missing=missing, ground=ground
+            name, body, orphans, deadline, most_recovery, variables or {}, pool, quick, missing=missing, ground=ground
         )
         return body
 

@@ -44,12 +44,16 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _add_cell(name: str, steps: tuple[Step, ...], victim: str) -> None:
-    @cell(name, orphans=True, most_recovery=MOST_RECOVERY, variables=VARIABLES)
+def _add_cell(name: str, steps: tuple[Step, ...], victim: str, pool: str) -> None:
+    @cell(name, orphans=True, most_recovery=MOST_RECOVERY, variables=VARIABLES, pool=pool)
     async def killed(trial: Trial) -> None:
         await _killed(trial, steps, victim)
 
 
-for _victim, _who in ((CHILD, "a pool child"), (MAIN, "the main process")):
+for _victim, _who, _pool in (
+    (MAIN, "all of it", "threads"),
+    (CHILD, "a pool child", "prefork"),
+    (MAIN, "the main process", "prefork"),
+):
     for _work, _steps in (("store", STORE), ("stage", STAGE), ("seal", SEAL)):
-        _add_cell(f"worker: {_who} SIGKILLed at each step of {_work}", _steps, _victim)
+        _add_cell(f"worker: {_who} SIGKILLed at each step of {_work}", _steps, _victim, _pool)

@@ -60,7 +60,7 @@ async def limited_files(trial: Trial) -> None:
     """
     await trial.begin()
     await trial.moment("upload")
-    pids = [child for name in trial.stack.workers() for child in trial.stack.children(name)]
+    pids = trial.stack.writers()
     trial.broken()
     try:
         for pid in pids:
@@ -107,7 +107,7 @@ async def slow(trial: Trial) -> None:
     """Every process that writes stands still for three quarters of the time."""
     await trial.begin(big=40 * MIB + 77)
     await trial.moment("upload")
-    pids = [child for name in trial.stack.workers() for child in trial.stack.children(name)]
+    pids = trial.stack.writers()
     trial.broken()
     for _ in range(12):
         for pid in pids:

@@ -31,7 +31,7 @@ async def killed(trial: Trial) -> None:
     await _main_gone(trial, signal.SIGKILL)
 
 
-@cell("worker: SIGKILL of a pool child", orphans=True, quick=True)
+@cell("worker: SIGKILL of a pool child", orphans=True, quick=True, pool="prefork")
 async def child_killed(trial: Trial) -> None:
     await trial.begin()
     await trial.moment()
@@ -42,7 +42,7 @@ async def child_killed(trial: Trial) -> None:
     trial.healed()
 
 
-@cell("worker: every pool child killed, again and again", orphans=True)
+@cell("worker: every pool child killed, again and again", orphans=True, pool="prefork")
 async def children_killed(trial: Trial) -> None:
     await trial.begin()
     await trial.moment("upload", "before")

@@ -46,7 +46,7 @@ def test_worker_becomes_celery_on_all_queues_it_is_needed_for(executed: list[str
         "worker",
         "--queues=delivery,delivery-seal,celery",
         "--concurrency=2",
-        "--pool=prefork",
+        "--pool=threads",
         "--hostname=worker@%h",
         "--loglevel=INFO",
         "--prefetch-multiplier=1",
@@ -62,8 +62,8 @@ def test_worker_takes_the_default_queue_alone_where_delivery_has_none(executed: 
 
 
 def test_worker_takes_what_it_is_given(executed: list[str]) -> None:
-    run("delivery_worker", "--queues=a,b", "--pool=threads", "--concurrency=7", "--name=w3", app="project")
-    assert {"--queues=a,b", "--pool=threads", "--concurrency=7", "--hostname=w3@%h"} <= {*executed}
+    run("delivery_worker", "--queues=a,b", "--pool=prefork", "--concurrency=7", "--name=w3", app="project")
+    assert {"--queues=a,b", "--pool=prefork", "--concurrency=7", "--hostname=w3@%h"} <= {*executed}
 
 
 def test_beat_keeps_nothing_on_disk(executed: list[str]) -> None:

@@ -16,7 +16,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--app", default=celery.default_app(), help="the site's Celery app (default: %(default)s)")
         parser.add_argument("--concurrency", type=int, default=2, help="tasks at a time (default: 2)")
-        parser.add_argument("--pool", choices=["prefork", "threads"], default="prefork", help="default: prefork")
+        parser.add_argument(
+            "--pool",
+            choices=celery.POOLS,
+            default=celery.POOLS[0],
+            help="threads cost least; prefork is for tasks of the site's own that compute in Python (default: %(default)s)",
+        )
         parser.add_argument("--queues", help="comma-separated (default: delivery's, and the app's default queue)")
         parser.add_argument(
             "--name", default="worker", help="what the worker is called before its host (default: worker)"

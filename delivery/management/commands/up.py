@@ -19,6 +19,7 @@ from delivery import conf
 from delivery.errors import UsageError
 from delivery.launch import banner, environment, valkey
 from delivery.launch.accounts import DemoAccounts
+from delivery.launch.celery import POOLS
 from delivery.launch.console import Console
 from delivery.launch.stack import Plan, Stack
 from delivery.launch.state import Ledger, StateDirectory, end_stale
@@ -49,6 +50,7 @@ class Command(BaseCommand):
         parser.epilog = PARTS
         parser.add_argument("--workers", type=int, default=1, metavar="N", help="Celery workers (default: 1)")
         parser.add_argument("--concurrency", type=int, default=2, metavar="N", help="tasks of one worker (default: 2)")
+        parser.add_argument("--pool", choices=POOLS, default=POOLS[0], help="of a worker (default: %(default)s)")
         parser.add_argument(
             "--port", type=int, default=os.environ.get("PORT") or "8000", metavar="P", help="default: PORT, or 8000"
         )
@@ -56,13 +58,13 @@ class Command(BaseCommand):
             "--var", type=Path, metavar="DIR", help="state of the stack (default: DELIVERY_VAR, or var/)"
         )
 
-    def handle(self, *, workers: int, concurrency: int, port: int, var: Path | None, **options: Any) -> None:
+    def handle(self, *, workers: int, concurrency: int, pool: str, port: int, var: Path | None, **options: Any) -> None:
         if workers < 1 or concurrency < 1:
             raise CommandError("--workers and --concurrency want at least 1")
         state = _state_directory(var)
         try:
             with state.held():
-                plan = self._prepare(state, port=port, workers=workers, concurrency=concurrency)
+                plan = self._prepare(state, port=port, workers=workers, concurrency=concurrency, pool=pool)
                 status = _run(plan, state)
                 if plan.valkey is not None:
                     valkey.remove_temporary(state)
@@ -70,7 +72,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         sys.exit(status)
 
-    def _prepare(self, state: StateDirectory, *, port: int, workers: int, concurrency: int) -> Plan:
+    def _prepare(self, state: StateDirectory, *, port: int, workers: int, concurrency: int, pool: str) -> Plan:
         """Bring the directory and the database into order; nothing is running yet when this returns."""
         for name in end_stale(state):
             self.stdout.write(f"ended {name}, left by an earlier start that was killed")
@@ -84,6 +86,7 @@ class Command(BaseCommand):
             port=port,
             workers=workers,
             concurrency=concurrency,
+            pool=pool,
             drain_seconds=conf.current().drain_grace,
             valkey=embedded,
         )
