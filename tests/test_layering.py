@@ -24,9 +24,10 @@ ARROWS: dict[str, str] = {
     # what clients need too: no Django
     "errors": "",
     "protocol": "",
+    "reservation": "",
     "sockets": "",
     "websocket": "",
-    "client": "protocol sockets websocket",
+    "client": "protocol reservation sockets websocket",
     # the ground of the server
     "conf": "",
     "checks": "conf protocol dispatch buffer deployment",
@@ -36,7 +37,7 @@ ARROWS: dict[str, str] = {
     "models": "protocol conf",
     "links": "models conf",
     "policy": "models conf",
-    "storage": "models conf",
+    "storage": "models conf reservation",
     "buffer": "conf protocol",  # the checksum of frames
     "notify": "conf buffer",
     "dispatch": "conf buffer",
@@ -81,7 +82,7 @@ OUTSIDE = {
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WITHOUT_DJANGO = ("errors", "protocol", "sockets", "websocket", "client")
+WITHOUT_DJANGO = ("errors", "protocol", "reservation", "sockets", "websocket", "client")
 
 
 @dataclass(frozen=True)

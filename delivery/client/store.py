@@ -21,10 +21,10 @@ from typing import TypeVar
 
 from delivery.client.files import FOLDER, candidates, clean_name, sync_directory
 from delivery.client.notes import Note, Sidecar, prune
-from delivery.client.reservation import reserve
 from delivery.client.sinks import Saved
 from delivery.errors import IntegrityError, StorageUnavailable, UsageError
 from delivery.protocol.frames import CHUNK_SIZE_MIN
+from delivery.reservation import reserve
 
 try:
     import fcntl

@@ -15,9 +15,10 @@ from uuid import UUID
 
 from django.core.exceptions import SuspiciousOperation
 from django.core.files.base import File
-from django.core.files.storage import InvalidStorageError, Storage, storages
+from django.core.files.storage import FileSystemStorage, InvalidStorageError, Storage, storages
 
 from delivery.errors import IntegrityError, StorageUnavailable
+from delivery.reservation import reserve
 
 PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
 
@@ -98,10 +99,31 @@ def write(alias: str, payload: UUID, offset: int, lease: int, pieces: Iterator[b
     wanted = f"{folder(payload)}/{offset}-{lease}-{secrets.token_hex(6)}"
     try:
         with reporting():
-            return storage(alias).save(wanted, StreamFile(pieces, size))
+            target = storage(alias)
+            return target.save(wanted, StreamFile(_making_room(target, wanted, pieces, size), size))
     except BaseException:
         delete(alias, wanted)  # a full disk leaves part of a file under its final name
         raise
+
+
+def _making_room(target: Storage, name: str, pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Give pieces on; once the first is written, have the blocks for the others allocated in one go.
+
+    Allocating them page by page is a third of what writing costs. Only where what is given is what is written.
+    """
+    for first in pieces:
+        yield first
+        if len(first) < size and isinstance(target, FileSystemStorage) and _writes_plainly(target):
+            with contextlib.suppress(OSError), open(target.path(name), "r+b") as file:
+                reserve(file.fileno(), 0, size)
+        break
+    yield from pieces
+
+
+def _writes_plainly(target: FileSystemStorage) -> bool:
+    """Return whether a storage writes as Django's own does: one that compresses needs less room."""
+    kind = type(target)
+    return kind.save is FileSystemStorage.save and kind._save is FileSystemStorage._save  # type: ignore[attr-defined]
 
 
 def delete(alias: str, name: str) -> bool:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from delivery.client import reservation, store
-from delivery.client.reservation import reserve
+from delivery import reservation
+from delivery.client import store
 from delivery.client.store import FileSink
+from delivery.reservation import reserve
 
 MIB = 1_048_576
 

@@ -1,4 +1,4 @@
-"""Room for a file that grows: blocks allocated many at a time, where the platform can.
+"""Room for a file that grows, for both ends: blocks allocated many at a time, where the platform can.
 
 `os.posix_fallocate` is no way to ask: where the file system cannot, glibc writes a byte into every block instead.
 """
