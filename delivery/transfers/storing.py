@@ -10,7 +10,7 @@ import datetime
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -78,7 +78,8 @@ class StoreOrder:
 
     def arguments(self) -> dict[str, Any]:
         """Return the JSON form, as a task's arguments."""
-        return asdict(self) | {"transfer": self.transfer.hex, "payload": self.payload.hex}
+        members = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return members | {"transfer": self.transfer.hex, "payload": self.payload.hex}
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> StoreOrder:
