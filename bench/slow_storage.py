@@ -1,7 +1,7 @@
 """A Storage that writes slowly: what a remote or a spinning backend does to a worker.
 
-All processes of one Celery worker share one rate, as they would share its network: whoever writes next takes its turn
-from a file that they all lock.
+All tasks of one Celery worker share one rate, as they would share its network: whoever writes next takes its turn from a
+file that they all lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Celery app of stacks whose workers die at a step that a trial has planned: `CELERY_APP=faults.doomed`.
 
-The project's own app. In each process of the pool some functions of `delivery` get a step before or after them, at
-which the process looks whether it is planned to die here; it then kills itself, or its parent, with SIGKILL. The product
+The project's own app. In each process that runs tasks some functions of `delivery` get a step before or after them,
+at which the process looks whether it is planned to die here; it then kills itself, or its parent, with SIGKILL. The product
 knows nothing of it, and does everything that it does otherwise.
 """
 
@@ -40,7 +40,7 @@ def _always(*_arguments: Any, **_named: Any) -> bool:
     return True
 
 
-@worker_ready.connect  # of a worker whose tasks run in threads of its own
+@worker_ready.connect  # its tasks may run in threads of its own
 @worker_process_init.connect
 def _arm(**_ignored: Any) -> None:
     from delivery import notify
@@ -48,6 +48,8 @@ def _arm(**_ignored: Any) -> None:
     from delivery.storage import files
     from delivery.transfers import completing, hashing, sealing, staging, storing, uploads
 
+    if hasattr(storing.store, "__wrapped__"):  # forked from a main process that has them
+        return
     _run(storing, "store")
     _run(staging, "stage")
     _run(sealing, "seal")

@@ -52,10 +52,12 @@ class Exchange:
         before, left = [head], length
         for part in parts:
             left -= len(part)
+            if left < 0 or not (part or before):
+                break
             _send_all(self._socket, [*before, part, *([] if left else [tail])])
             before = []
         if left or before:
-            raise ValueError(f"a value of {length - left} bytes where {length} were announced")
+            raise ValueError(f"a value of other than the {length} bytes that were announced")
 
     def reply(self) -> Any:
         """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""

@@ -22,6 +22,7 @@ from delivery import conf
 from delivery.errors import BufferUnavailable
 
 MAX_CONNECTIONS = 32
+THREAD_CONNECTIONS = 256  # a worker's thread holds one as long as it writes to Storage; none is opened ahead
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 SEND_ROOM_BYTES = 524_288  # more is slower again: it does not stay in the processor's cache
@@ -50,7 +51,7 @@ def _client(url: str, pid: int) -> redis.Redis:
     # Keyed by the process: a forked Celery child never shares a socket with its parent.
     pool = redis.BlockingConnectionPool.from_url(
         url,
-        max_connections=MAX_CONNECTIONS,
+        max_connections=THREAD_CONNECTIONS,
         timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
         **_OPTIONS,
@@ -128,7 +129,8 @@ def give_room(target: Any) -> None:
     """
     if target.family == getattr(socket, "AF_UNIX", None):
         with contextlib.suppress(OSError):
-            target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_ROOM_BYTES)
+            if target.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < SEND_ROOM_BYTES:
+                target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_ROOM_BYTES)
 
 
 def new_subscriber_client() -> redis.asyncio.Redis:

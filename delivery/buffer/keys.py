@@ -6,7 +6,8 @@ from uuid import UUID
 
 from delivery import conf
 
-LAYOUT = "1"  # raise it when the meaning of a key changes: old and new processes then keep apart
+#: Raise it when the meaning of keys changes: old and new processes then keep apart. One key alone gets another letter.
+LAYOUT = "1"
 
 
 def _key(*parts: object) -> str:

@@ -13,8 +13,7 @@ from django.conf import settings
 from delivery.conf import Settings
 from delivery.launch import environment
 
-#: How a worker runs its tasks, what we take ourselves first: what our tasks do lets go of the interpreter's lock, and one
-#: process costs less than three.
+#: How a worker runs its tasks; the first is our default. One process costs less than three.
 POOLS = ("threads", "prefork")
 
 

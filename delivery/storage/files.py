@@ -109,7 +109,8 @@ def write(alias: str, payload: UUID, offset: int, lease: int, pieces: Iterator[b
 def _making_room(target: Storage, name: str, pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
     """Give pieces on; once the first is written, have the blocks for the others allocated in one go.
 
-    Allocating them page by page is a third of what writing costs. Only where what is given is what is written.
+    Allocating them page by page is two fifths of what writing costs (files of 16 MiB on ext4). Only where what is given is
+    what is written.
     """
     for first in pieces:
         yield first

@@ -6,9 +6,9 @@ Each process writes what it noted: a web process every second, a task at its end
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import logging
-import threading
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +25,6 @@ MOST_WAITING = 10_000  # beyond it the oldest are dropped: a timeline may have g
 Line = tuple[datetime.datetime, str, UUID | None, UUID | None, dict[str, Any]]  # as `_LINES` has them
 
 _waiting: collections.deque[Line] = collections.deque(maxlen=MOST_WAITING)
-_lock = threading.Lock()
 _LINES = Insert(Event, "at", "kind", "payload", "transfer", "detail")
 
 
@@ -36,22 +35,32 @@ def note(kind: str, *, payload: UUID | None = None, transfer: UUID | None = None
 
 
 def write() -> None:
-    """Write all that was noted. Never raises: where the database is away, they wait for the next time."""
-    with _lock:
-        batch = [_waiting.popleft() for _ in range(len(_waiting))]
-        if not batch:
-            return
+    """Write all that was noted. Never raises: where the database is away, they wait for the next time.
+
+    Threads may write at once: what one has taken it writes, and none waits for another, which may wait for a
+    transaction of the first.
+    """
+    if not (batch := _taken()):
+        return
+    try:
         try:
-            try:
-                # SQLite looks at keys at COMMIT: inside the site's own transaction that would fail with ours.
-                _write(_existing(batch) if _in_transaction() else batch)
-            except IntegrityError:  # something is gone by now, and its events go with it
-                _write(_existing(batch))
-        except IntegrityError as error:  # deleted in this very moment
-            logger.warning("%d events are dropped: %s", len(batch), type(error).__name__)
-        except DatabaseError as error:
-            _waiting.extendleft(reversed(batch))
-            logger.warning("events wait: %s", type(error).__name__)
+            # SQLite looks at keys at COMMIT: inside the site's own transaction that would fail with ours.
+            _write(_existing(batch) if _in_transaction() else batch)
+        except IntegrityError:  # something is gone by now, and its events go with it
+            _write(_existing(batch))
+    except IntegrityError as error:  # deleted in this very moment
+        logger.warning("%d events are dropped: %s", len(batch), type(error).__name__)
+    except DatabaseError as error:
+        _waiting.extendleft(reversed(batch))
+        logger.warning("events wait: %s", type(error).__name__)
+
+
+def _taken() -> list[Line]:
+    batch = []
+    with contextlib.suppress(IndexError):
+        while True:
+            batch.append(_waiting.popleft())
+    return batch
 
 
 def _in_transaction() -> bool:

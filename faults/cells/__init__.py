@@ -27,8 +27,8 @@ class Ground:
 class Cell:
     """One fault. `orphans`: files without rows may be left to the sweep. Times in seconds.
 
-    `variables` are in the stack's environment, `pool` is its workers'; `quick`: one of those that run with the tests. `missing` says why the
-    cell cannot run on this machine; it is skipped then. `ground` is entered before the stack starts.
+    `variables` are in the stack's environment, `pool` is its workers'; `quick`: one of those that run with the tests.
+    `missing` says why the cell cannot run on this machine; it is skipped then. `ground` is entered before the stack starts.
     """
 
     name: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 
 from faults.cells import cell
+from faults.measures import DATA_PATTERNS
 from faults.stack import send
 from faults.trial import Trial
 
@@ -99,13 +101,14 @@ async def evicted(trial: Trial) -> None:
     await trial.begin()
     await trial.moment("upload", "before", "big")
     trial.broken()
-    gone = 0
+    gone: Counter[str] = Counter()
     for _ in range(20):
-        keys = [key for pattern in ("delivery:1:c:*", "delivery:1:b:*") for key in trial.stack.keys(pattern)]
-        with trial.stack.redis() as client:
-            for key in keys:
-                if trial.random.random() < 0.2:
-                    gone += client.delete(key)
+        for pattern in DATA_PATTERNS:
+            with trial.stack.redis() as client:
+                for key in client.scan_iter(pattern, count=1000):
+                    if trial.random.random() < 0.2:
+                        gone[pattern] += client.delete(key)
         await asyncio.sleep(0.03)
-    trial.note(f"{gone} keys deleted")
+    trial.note(f"{dict(gone)} keys deleted")
+    trial.check(gone.total() > 0, "no key was there")
     trial.healed()

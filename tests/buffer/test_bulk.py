@@ -138,7 +138,7 @@ def test_what_is_set_from_where_it_lies_is_there(valkey: None) -> None:
 @pytest.mark.parametrize("parts", [[], [b"12"], [b"12", b"34"]], ids=["none", "too few", "too many"])
 def test_a_value_of_another_length_than_announced_is_not_set(valkey: None, parts: list[bytes]) -> None:
     bulk.run(("DEL", "delivery:bulk"))
-    with pytest.raises(ValueError, match="bytes where 3 were announced"), bulk.exchange() as line:
+    with pytest.raises(ValueError, match="other than the 3 bytes"), bulk.exchange() as line:
         line.send_value("delivery:bulk", 3, parts, 60)
     assert bulk.run(("EXISTS", "delivery:bulk")) == [0]
 

@@ -1,4 +1,4 @@
-"""Room is made ahead, and no file is longer for it."""
+"""A sink has room made ahead of what it writes, and its file is no longer for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from delivery import reservation
 from delivery.client import store
 from delivery.client.store import FileSink
 from delivery.reservation import reserve
@@ -34,23 +33,6 @@ def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(store, "reserve", noting)
     return asked
-
-
-def test_reserved_room_leaves_the_length_of_a_file(tmp_path: Path) -> None:
-    with open(tmp_path / "part", "wb") as file:
-        if not reserve(file.fileno(), 0, 4 * MIB):
-            pytest.skip("no reservations on this platform or file system")
-        found = os.fstat(file.fileno())
-        assert (found.st_size, found.st_blocks * 512) == (0, 4 * MIB)
-
-
-def test_what_cannot_be_reserved_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "part").touch()
-    with open(tmp_path / "part", "rb") as file:
-        assert not reserve(file.fileno(), 0, MIB)
-    monkeypatch.setattr(reservation, "_fallocate", None)
-    with open(tmp_path / "part", "wb") as file:
-        assert not reserve(file.fileno(), 0, MIB)
 
 
 async def test_a_sink_reserves_as_it_goes_and_never_beyond_the_end(

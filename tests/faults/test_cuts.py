@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from faults import doomed
+from faults import doomed, steps
 from faults.network import DOWN, Cut, Network
 from faults.people import Move
-from faults.steps import CHILD, SEAL, STAGE, STORE, Plan
+from faults.steps import CHILD, MAIN, SEAL, STAGE, STORE, Plan
 from tests.launch.live import ROOT
 
 HANDSHAKE = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
@@ -63,6 +63,16 @@ def test_a_plan_strikes_once_at_the_time_that_it_names(tmp_path: Path) -> None:
     assert (struck := plan.struck()) is not None
     assert struck.pid == os.getpid()
     assert plan.reach(str(step)) is None
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["in threads", "in children"])
+def test_the_main_process_is_whoever_runs_tasks_or_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
+    monkeypatch.setattr(steps, "_is_main", lambda: main)
+    plan = Plan(tmp_path)
+    plan.make(STORE[0], MAIN, 1)
+    assert plan.reach(str(STORE[0])) == (os.getpid() if main else os.getppid())
 
 
 def test_every_step_is_put_into_the_workers() -> None:

@@ -42,7 +42,8 @@ async def go_on(peer: Peer, handle: int, first: int, last: int) -> None:
     await peer.hear_ack(handle, last)
 
 
-@pytest.mark.parametrize(("pool", "how"), [("prefork", "signal"), ("threads", "signal"), ("prefork", "control")])
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("how", ["signal", "control"])
 async def test_the_only_worker_goes_and_another_comes(
     rig: Rig, site: Site, connect: Connect, pool: str, how: str
 ) -> None:
