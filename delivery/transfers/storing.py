@@ -32,6 +32,12 @@ LOOK_SECONDS = 0.005
 MOST_LOOKS = 40  # for what others are storing: 0.2 s
 Run = tuple[int, int]  # offset and length in bytes
 
+_PAYLOAD = Statement(
+    Payload,
+    "SELECT {owner}, {state}, {size}, {expected_sha256}, {keep}, {reserved} FROM {table}"
+    " WHERE {id} = %s AND {lifetime} IS NULL",
+    "id",
+)
 _INSERT = Insert(Segment, "payload", "storage", "name", "offset", "length")
 _BEYOND = Statement(
     Segment,
@@ -237,7 +243,7 @@ def _complete(order: StoreOrder, position: int, digest: str) -> bool:
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
     """
-    payload = Payload.objects.get(pk=order.payload)  # locked with its transfer; charging has changed it
+    payload = _payload_of(order)
     uploads.learn(payload, order.ends, order.sha256 or None)
     if payload.state != PayloadState.STORING or position != payload.size:
         return False
@@ -245,6 +251,21 @@ def _complete(order: StoreOrder, position: int, digest: str) -> bool:
         return False
     completing.complete_locked(payload, digest)
     return True
+
+
+def _payload_of(order: StoreOrder) -> Payload:
+    """Return the payload, locked with its transfer, as far as completing needs it; charging has changed it."""
+    for owner, state, size, expected, keep, reserved in _PAYLOAD.fetch(order.payload):
+        return Payload(
+            id=order.payload,
+            owner_id=owner,
+            state=state,
+            size=size,
+            expected_sha256=expected,
+            keep=bool(keep),
+            reserved=reserved,
+        )
+    return Payload.objects.get(pk=order.payload)
 
 
 def _grow(order: StoreOrder) -> None:
