@@ -251,7 +251,7 @@ def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha
         if segments:
             transaction.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete
-    transaction.on_commit(events.write)  # also the site's, which may be rolled back
+    transaction.on_commit(events.write)  # of the site's own transaction too: it may be rolled back
 
 
 class _Guard:

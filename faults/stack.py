@@ -17,8 +17,6 @@ from typing import Any
 
 import redis
 
-from delivery.launch.celery import POOLS
-
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ("DELIVERY_", "REDIS_", "DATABASE_", "CELERY_")
 FOREIGN_NAMES = ("PORT", "SECRET_KEY", "DEBUG", "LOG_LEVEL", "ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
@@ -74,7 +72,7 @@ class Stack:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    async def start(self, *, pool: str = POOLS[0], **variables: str) -> None:
+    async def start(self, *, pool: str, **variables: str) -> None:
         """Bring it up with `variables` in its environment. `pool`: of its workers. Raises `FaultsError`."""
         self.starts += 1
         self._pool, self._variables = pool, variables
@@ -119,7 +117,7 @@ class Stack:
                 )
         self._process = None
 
-    async def restart(self, *, pool: str = POOLS[0], **variables: str) -> None:
+    async def restart(self, *, pool: str, **variables: str) -> None:
         """Stop it and start it with another `pool` or `variables`, where it does not run with these already."""
         if self._process is None or (pool, variables) != (self._pool, self._variables):
             await self.stop()

@@ -43,8 +43,9 @@ async def aget(line: Values, payload: UUID, size: int, group: int) -> list[Block
     packed, value = await line.get([keys.range_checksums(payload, index), keys.group(payload, group)])
     if packed is None:
         return None
-    length = min(GROUP_SIZE, size - group * GROUP_SIZE)
-    found = None if value is None or len(value) != length else _checked(packed, number * GROUP_BLOCKS, value)
+    found = (
+        None if value is None or len(value) != _length(size, group) else _checked(packed, number * GROUP_BLOCKS, value)
+    )
     if found is None:
         with reporting():
             await aclient().unlink(keys.range_checksums(payload, index))
@@ -84,9 +85,8 @@ def put(payload: UUID, size: int, index: int, blocks: Iterator[bytes | memoryvie
     checksums: list[int] = []
     with bulk.exchange() as line:
         for group in groups:
-            length = min(GROUP_SIZE, size - group * GROUP_SIZE)
             parts = _noting(checksums, islice(blocks, GROUP_BLOCKS))
-            line.send_value(keys.group(payload, group), length, parts, seconds)
+            line.send_value(keys.group(payload, group), _length(size, group), parts, seconds)
         for _ in groups:
             line.reply()
         packed = struct.pack(f">{len(checksums)}I", *checksums)
@@ -107,6 +107,11 @@ async def adrop(payload: UUID, size: int, index: int) -> None:
     groups = (keys.group(payload, group) for group in _groups(size, index))
     with reporting():
         await aclient().unlink(keys.range_checksums(payload, index), *groups)
+
+
+def _length(size: int, group: int) -> int:
+    """Return how many bytes of a payload of `size` bytes are in a group."""
+    return min(GROUP_SIZE, size - group * GROUP_SIZE)
 
 
 def _groups(size: int, index: int) -> range:

@@ -52,12 +52,13 @@ class Exchange:
         before, left = [head], length
         for part in parts:
             left -= len(part)
-            if left < 0 or not (part or before):
+            if left < 0:
                 break
-            _send_all(self._socket, [*before, part, *([] if left else [tail])])
+            _send_all(self._socket, [*before, part])
             before = []
-        if left or before:
+        if left:
             raise ValueError(f"a value of other than the {length} bytes that were announced")
+        _send_all(self._socket, [*before, tail])
 
     def reply(self) -> Any:
         """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from delivery.buffer.blocks import BLOCK_SIZE, GROUP_BLOCKS, GROUP_SIZE, RANGE_SIZE, Block
+from delivery.buffer.blocks import BLOCK_SIZE, GROUP_BLOCKS, GROUP_SIZE, RANGE_GROUPS, Block
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender, Span
 from delivery.serving.cache import Group
@@ -85,7 +85,7 @@ class Outflow:
                 await self._fetch(wanted)
 
     async def _fetch(self, wanted: range) -> None:
-        at = wanted[0] * GROUP_SIZE // RANGE_SIZE
+        at = wanted[0] // RANGE_GROUPS
         self._process.readers.move(self.waiting.payload, self.waiting.size, self, at)
         for number in list(self._groups):
             if number not in wanted:

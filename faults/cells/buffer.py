@@ -103,8 +103,8 @@ async def evicted(trial: Trial) -> None:
     trial.broken()
     gone: Counter[str] = Counter()
     for _ in range(20):
-        for pattern in DATA_PATTERNS:
-            with trial.stack.redis() as client:
+        with trial.stack.redis() as client:
+            for pattern in DATA_PATTERNS:
                 for key in client.scan_iter(pattern, count=1000):
                     if trial.random.random() < 0.2:
                         gone[pattern] += client.delete(key)

@@ -11,7 +11,7 @@ import pytest
 
 from delivery.client import store
 from delivery.client.store import FileSink
-from delivery.reservation import reserve
+from tests.reservations import note_reservations
 
 MIB = 1_048_576
 
@@ -25,14 +25,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The reservations that a sink asks for, as offset and length."""
-    asked: list[tuple[int, int]] = []
-
-    def noting(descriptor: int, offset: int, length: int) -> bool:
-        asked.append((offset, length))
-        return reserve(descriptor, offset, length)
-
-    monkeypatch.setattr(store, "reserve", noting)
-    return asked
+    return note_reservations(monkeypatch, store)
 
 
 async def test_a_sink_reserves_as_it_goes_and_never_beyond_the_end(

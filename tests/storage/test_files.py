@@ -13,8 +13,8 @@ from django.core.files.storage import FileSystemStorage
 from django.test import override_settings
 
 from delivery.errors import StorageUnavailable
-from delivery.reservation import reserve
 from delivery.storage import files
+from tests.reservations import note_reservations
 
 MIB = 1024 * 1024
 
@@ -29,14 +29,7 @@ class Shrinking(FileSystemStorage):
 @pytest.fixture
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The reservations that are asked for, as offset and length."""
-    asked: list[tuple[int, int]] = []
-
-    def noting(descriptor: int, offset: int, length: int) -> bool:
-        asked.append((offset, length))
-        return reserve(descriptor, offset, length)
-
-    monkeypatch.setattr(files, "reserve", noting)
-    return asked
+    return note_reservations(monkeypatch, files)
 
 
 def write(folder: Path, pieces: list[bytes], *, kind: type = FileSystemStorage) -> bytes:

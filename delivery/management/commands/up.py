@@ -50,7 +50,9 @@ class Command(BaseCommand):
         parser.epilog = PARTS
         parser.add_argument("--workers", type=int, default=1, metavar="N", help="Celery workers (default: 1)")
         parser.add_argument("--concurrency", type=int, default=2, metavar="N", help="tasks of one worker (default: 2)")
-        parser.add_argument("--pool", choices=POOLS, default=POOLS[0], help="of a worker (default: %(default)s)")
+        parser.add_argument(
+            "--pool", choices=POOLS, default=POOLS[0], help="how a worker runs tasks (default: %(default)s)"
+        )
         parser.add_argument(
             "--port", type=int, default=os.environ.get("PORT") or "8000", metavar="P", help="default: PORT, or 8000"
         )
