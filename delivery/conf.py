@@ -59,7 +59,7 @@ class Settings:
         low=CHUNK_SIZE_MIN,
         high=CHUNK_SIZE_MAX,
     )
-    window: int = _option(32 * MIB, "Most unacked bytes of one transfer.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB)
+    window: int = _option(48 * MIB, "Most unacked bytes of one transfer.", unit="bytes", low=CHUNK_SIZE_MIN, high=GIB)
     buffer_budget: int = _option(
         512 * MIB,
         "Most bytes that the uploads of one web process may have in Redis; at most half of Redis's maxmemory is used.",

@@ -12,7 +12,7 @@ from uuid import UUID
 from celery import Task, shared_task
 
 from delivery import dispatch, drain
-from delivery.transfers import attaching, events, notices, retention, sealing, staging, storing
+from delivery.transfers import attaching, events, following, notices, retention, sealing, staging
 from delivery.transfers.storing import StoreOrder
 
 _SHORT: dict[str, Any] = {
@@ -30,8 +30,9 @@ def _worker(task: Task[Any, Any]) -> str:
 
 @shared_task(name=dispatch.STORE, **_SHORT)
 def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
-    """Store one run of an upload."""
-    storing.store(StoreOrder.of(arguments), worker=_worker(self))
+    """Store one run of an upload, and those that are handed over meanwhile."""
+    worker = _worker(self)
+    following.store_all([StoreOrder.of(arguments)], worker=worker, draining=lambda: drain.draining(worker))
     events.write()
 
 

@@ -61,13 +61,20 @@ class Exchange:
         _send_all(self._socket, [*before, tail])
 
     def reply(self) -> Any:
-        """Return the next reply: a number, bytes, or None where there is no such key. Raises `redis.ResponseError`."""
+        """Return the next reply: a number, bytes, a list of them, or None where there is no such key.
+
+        Raises `redis.ResponseError`.
+        """
         line = self._line()
         self._owed -= 1
         if line[:1] == b":":
             return int(line[1:])
         if line[:1] == b"+":
             return line[1:]
+        if line[:1] == b"*" and line != b"*-1":
+            count = int(line[1:])
+            self._owed += count
+            return [self.reply() for _ in range(count)]
         length = self._begin(line)
         return None if length is None else self.read(length)
 
@@ -84,7 +91,7 @@ class Exchange:
         return self._begin(self._line())
 
     def _begin(self, line: bytes) -> int | None:
-        if line in (b"$-1", b"_"):
+        if line in (b"$-1", b"*-1", b"_"):
             return None
         if line[:1] != b"$":
             raise refusal(line) if line[:1] == b"-" else redis.InvalidResponse("no value")

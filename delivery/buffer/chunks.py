@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import bulk, keys, markers
+from delivery.buffer import bulk, keys
 from delivery.buffer.clients import aclient, reporting
 from delivery.buffer.values import Values
 from delivery.errors import ChunksLost, IntegrityError
@@ -64,18 +64,19 @@ async def akeep(run: BufferedRun) -> None:
         await pipe.execute()
 
 
-def fetch(run: BufferedRun, marker: str) -> Iterator[bytes]:
+def fetch(run: BufferedRun, *first: bulk.Command) -> Iterator[bytes]:
     """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
 
-    Clears `marker` on the way: the work that it stands for has begun.
+    `first`: commands to run on the way, whose replies nobody needs.
 
     Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
     bytes than were put there, `BufferUnavailable`.
     """
     names = keys.chunks(run.payload, run.lease, run.start, run.end)
     with bulk.exchange() as line:
-        line.send(markers.clearing(marker), ("GET", _checksums(run)), ("MGET", *names))
-        line.reply()
+        line.send(*first, ("GET", _checksums(run)), ("MGET", *names))
+        for _ in first:
+            line.reply()
         expected = _unpacked(line.reply(), len(names))
         line.expect(len(names))
         for number in range(len(names)):

@@ -65,6 +65,11 @@ def left(worker: str) -> str:
     return _key("left", worker)
 
 
+def handover(payload: UUID, lease: int) -> str:
+    """Runs for a task that is at work on that upload; is there while one takes more."""
+    return _key("o", payload.hex, lease)
+
+
 def digest(payload: UUID) -> str:
     """How far a payload is hashed."""
     return _key("h", payload.hex)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from delivery import dispatch
-from delivery.buffer import chunks, markers
+from delivery.buffer import chunks, handover, markers
 from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
 from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
@@ -22,7 +22,7 @@ from delivery.protocol.receiver import Receiver, Run
 from delivery.serving.finishing import Finishing
 from delivery.serving.gathering import Gathering
 from delivery.serving.process import Process
-from delivery.transfers import uploads
+from delivery.transfers import following, uploads
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Finished, Opened
 
@@ -84,6 +84,7 @@ class Intake:
         self._hurried = False
         self._finishing = Finishing(process, receiver, opened)
         self._confirmed = False
+        self._asked = False  # for any run
 
     # -- from the session --------------------------------------------------------------------------------------------
 
@@ -246,9 +247,20 @@ class Intake:
         if wanted.ends is not None and self.receiver.finish is not None and not detached:
             await self._confirm()
             wanted = self._finishing.by_storing(wanted)
-        await self._process.publish(dispatch.STORE, wanted.arguments(), marker=marker, attempt=attempt)
+        if not await self._hand_over(wanted, attempt, detached=detached):
+            await self._process.publish(dispatch.STORE, wanted.arguments(), marker=marker, attempt=attempt)
         order.attempt += 1
         order.ask_at = time.monotonic() + markers.lifetime(attempt)
+
+    async def _hand_over(self, order: StoreOrder, attempt: int, *, detached: bool) -> bool:
+        """Hand a run to the task that stores the one before it; return False where there is none that takes it.
+
+        Only while we are there to ask again. Before the first one of this connection there is none.
+        """
+        first, self._asked = not self._asked, True
+        if first or attempt or detached:
+            return False
+        return await handover.agive(order.payload, order.lease, following.packed(order))
 
     async def _look(self) -> None:
         """Ask the database what a lost wake-up would have told."""

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import transaction
@@ -25,6 +25,9 @@ from delivery.models import Payload, PayloadState, Segment, Transfer, TransferSt
 from delivery.storage import files
 from delivery.transfers import completing, ending, events, hashing, quotas, uploads
 from delivery.transfers.rows import Insert, Statement
+
+if TYPE_CHECKING:
+    from delivery.transfers.following import Following
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +97,10 @@ class StoreOrder:
         return cls(**known | {"transfer": UUID(arguments["transfer"]), "payload": UUID(arguments["payload"])})
 
 
-def store(order: StoreOrder, *, worker: str) -> None:
+def store(order: StoreOrder, *, worker: str, following: Following | None = None) -> None:
     """Move one run from the buffer into Storage, commit its row, and wake who waits.
 
+    `following`: says on the way that this task takes more runs.
     What goes wrong is told in the wake-up: `lost` with the chunk that is gone, `unstored` where Storage fails.
     """
     try:
@@ -104,9 +108,8 @@ def store(order: StoreOrder, *, worker: str) -> None:
             markers.clear(order.marker)
             _drop_void(order)
             return _tell_position(order, worker)
-        name = files.write(
-            conf.current().storage, order.payload, order.offset, order.lease, _bytes_of(order), order.length
-        )
+        pieces = _bytes_of(order, following)
+        name = files.write(conf.current().storage, order.payload, order.offset, order.lease, pieces, order.length)
     except ChunksLost as lost:
         if not _needed(order):  # another attempt was faster, and has dropped them since we looked
             return _tell_position(order, worker)
@@ -119,13 +122,14 @@ def store(order: StoreOrder, *, worker: str) -> None:
         events.note("storage_unavailable", payload=order.payload, transfer=order.transfer, offset=order.offset)
         notify.wake(order.payload, "unstored", lease=order.lease, start=order.start, worker=worker)
     else:
-        _commit(order, name, worker)
+        _commit(order, name, worker, following)
 
 
-def _bytes_of(order: StoreOrder) -> Iterator[bytes]:
+def _bytes_of(order: StoreOrder, following: Following | None) -> Iterator[bytes]:
     """Yield the chunks of a run. Raises as `chunks.fetch` does, and `IntegrityError` where they have another length."""
     length = 0
-    for data in chunks.fetch(order.run, order.marker):
+    opening = following.opening() if following is not None else ()
+    for data in chunks.fetch(order.run, markers.clearing(order.marker), *opening):
         length += len(data)
         yield data
     if length != order.length:
@@ -153,7 +157,7 @@ def _covered(order: StoreOrder) -> bool:
     return last is not None and sum(last) > order.offset
 
 
-def _commit(order: StoreOrder, name: str, worker: str) -> None:
+def _commit(order: StoreOrder, name: str, worker: str, following: Following | None) -> None:
     """Commit the segment's row under its lease, the payload's completion with it; a loser deletes only its own file."""
     alias, completed, settled, position = conf.current().storage, False, False, 0
     digest = _digest(order, alias, name) if order.completes else None
@@ -181,7 +185,7 @@ def _commit(order: StoreOrder, name: str, worker: str) -> None:
             files.delete(alias, name)
         raise
     else:
-        _settle(order, position, worker, completed=completed)
+        _settle(order, position, worker, following if not completed else None, completed=completed)
         return
     _tell_position(order, worker)
 
@@ -209,16 +213,17 @@ def _all_before(order: StoreOrder) -> bool:
     return False
 
 
-def _settle(order: StoreOrder, position: int, worker: str, *, completed: bool) -> None:
+def _settle(order: StoreOrder, position: int, worker: str, following: Following | None, *, completed: bool) -> None:
     """Do what comes behind the commit: wake who waits, drop the chunks, hash what is stored.
 
     Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
     """
+    opening = following.opening_late() if following is not None else ()
     told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
     ahead = hashing.possible() and not completed
     state = digests.taking(order.payload) if ahead else digests.dropping(order.payload)
     try:
-        *_, record = bulk.run(told, chunks.dropping(order.run), state)
+        *_, record = bulk.run(*opening, told, chunks.dropping(order.run), state)
     except BufferUnavailable as error:  # whoever waits looks for itself, and the chunks expire
         logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
         return

@@ -1,0 +1,92 @@
+"""One task, several runs: a task that stores quickly takes the next runs of its upload as well.
+
+A message through Celery costs its worker as much as all of our own code for a run. A slow Storage is no reason to keep
+the other workers out of it: there each run remains a task of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from delivery.buffer import bulk, handover
+from delivery.errors import BufferUnavailable
+from delivery.transfers import storing
+from delivery.transfers.storing import StoreOrder
+
+MOST_RUNS = 16  # of one task: its worker has other work, and may have to go
+QUICK_SECONDS = 0.1  # that storing a run takes; who hands one over does not wait long then
+QUICK_HASHING_SECONDS = 0.2  # and hashing it too
+
+
+class Following:
+    """Says whether the task that stores `order` takes more runs of its upload. `quick`: the run before was."""
+
+    def __init__(self, order: StoreOrder, *, quick: bool) -> None:
+        self._order = order
+        self._quick = quick
+        self._began = time.monotonic()
+        self._open = False
+
+    def opening(self) -> tuple[bulk.Command, ...]:
+        """Return what says so in Redis, as the run's work begins."""
+        return self._say() if self._quick else ()
+
+    def opening_late(self) -> tuple[bulk.Command, ...]:
+        """Return what says so, where nothing did yet, now that the run is stored."""
+        return self._say() if not self._open and self._seconds < QUICK_SECONDS else ()
+
+    @property
+    def quick(self) -> bool:
+        """Whether a run that came behind this one did not wait long."""
+        return self._seconds < QUICK_HASHING_SECONDS
+
+    def take(self) -> list[StoreOrder]:
+        """Return the runs that were handed over. Never raises: they are asked for again."""
+        if not self._open:
+            return []
+        with contextlib.suppress(BufferUnavailable):
+            taken = handover.take(self._order.payload, self._order.lease)
+            return [StoreOrder.of(json.loads(order)) for order in taken]
+        return []
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _say(self) -> tuple[bulk.Command, ...]:
+        self._open = True
+        return handover.opening(self._order.payload, self._order.lease)
+
+
+def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[], bool]) -> None:
+    """Store runs, and those that are handed over meanwhile. What one of them raises is raised when all were tried.
+
+    A worker that is `draining` takes no more.
+    """
+    waiting = deque(orders)
+    quick, failure = False, None
+    done = 0
+    while waiting:
+        order = waiting.popleft()
+        done += 1
+        takes = done < MOST_RUNS and not (quick and draining())
+        following = Following(order, quick=quick)
+        try:
+            storing.store(order, worker=worker, following=following if takes else None)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failure = failure or error
+        waiting.extend(following.take())
+        quick = following.quick
+    if failure is not None:
+        raise failure
+
+
+def packed(order: StoreOrder) -> bytes:
+    """Return an order as it is handed over."""
+    members: dict[str, Any] = order.arguments()
+    return json.dumps(members).encode()
