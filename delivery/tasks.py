@@ -30,9 +30,10 @@ def _worker(task: Task[Any, Any]) -> str:
 
 @shared_task(name=dispatch.STORE, **_SHORT)
 def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
-    """Store one run of an upload, and those that are handed over meanwhile."""
+    """Store one run of an upload, `more` that waited with it, and those that are handed over meanwhile."""
     worker = _worker(self)
-    following.store_all([StoreOrder.of(arguments)], worker=worker, draining=lambda: drain.draining(worker))
+    orders = map(StoreOrder.of, [arguments, *arguments.get("more", ())])
+    following.store_all(orders, worker=worker, draining=lambda: drain.draining(worker))
     events.write()
 
 

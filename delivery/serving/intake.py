@@ -9,12 +9,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from delivery import dispatch
-from delivery.buffer import chunks, handover, markers
+from delivery.buffer import chunks, markers
 from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
 from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
@@ -22,7 +22,8 @@ from delivery.protocol.receiver import Receiver, Run
 from delivery.serving.finishing import Finishing
 from delivery.serving.gathering import Gathering
 from delivery.serving.process import Process
-from delivery.transfers import following, uploads
+from delivery.serving.storetasks import Order
+from delivery.transfers import uploads
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Finished, Opened
 
@@ -34,16 +35,6 @@ BUFFER_PATIENCE_SECONDS = 30.0
 STORAGE_RETRY_SECONDS = 1.0
 MOST_STORAGE_FAILURES = 5
 FINISH_SECONDS = 0.05  # that the last run waits for `finish`
-
-
-@dataclass(slots=True)
-class Order:
-    """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
-
-    order: StoreOrder
-    checksums: Sequence[int]
-    attempt: int = 0
-    ask_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +116,7 @@ class Intake:
                     return finished
                 await self._sleep()
         finally:
+            self._process.store_tasks.note(self, 0)
             await self._process.subscriber.remove(self.opened.payload.hex, self._on_wake)
 
     async def detach(self) -> None:
@@ -228,6 +220,7 @@ class Intake:
         """Publish a task for each run that is due: for the first time, or again."""
         while self._orders and self._orders[0].order.end <= self.receiver.stored:
             self._orders.popleft()
+        self._process.store_tasks.note(self, 0 if detached else len(self._orders))
         hurried = detached or self._hurried or self.receiver.finish is not None
         for order in self._orders:
             due = now >= order.ask_at or (hurried and order.attempt == 0)
@@ -241,26 +234,17 @@ class Intake:
         else:
             await self._look()
             await chunks.akeep(run)
-        marker = dispatch.store_marker(run.payload, run.lease, run.start)
-        attempt = order.attempt
-        wanted = replace(order.order, again=attempt > 0)
+        wanted = replace(order.order, again=order.attempt > 0)
         if wanted.ends is not None and self.receiver.finish is not None and not detached:
             await self._confirm()
             wanted = self._finishing.by_storing(wanted)
-        if not await self._hand_over(wanted, attempt, detached=detached):
-            await self._process.publish(dispatch.STORE, wanted.arguments(), marker=marker, attempt=attempt)
+        if order.attempt or detached:
+            await self._process.publish(dispatch.STORE, wanted.arguments(), marker=wanted.marker, attempt=order.attempt)
+        else:
+            await self._process.store_tasks.ask(wanted, follows=self._asked)
+        self._asked = True
+        order.ask_at = time.monotonic() + markers.lifetime(order.attempt)
         order.attempt += 1
-        order.ask_at = time.monotonic() + markers.lifetime(attempt)
-
-    async def _hand_over(self, order: StoreOrder, attempt: int, *, detached: bool) -> bool:
-        """Hand a run to the task that stores the one before it; return False where there is none that takes it.
-
-        Only while we are there to ask again. Before the first one of this connection there is none.
-        """
-        first, self._asked = not self._asked, True
-        if first or attempt or detached:
-            return False
-        return await handover.agive(order.payload, order.lease, following.packed(order))
 
     async def _look(self) -> None:
         """Ask the database what a lost wake-up would have told."""

@@ -33,10 +33,12 @@ from delivery.serving.neighbours import Neighbours
 from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
+from delivery.serving.storetasks import StoreTasks
 from delivery.serving.teller import Teller
 from delivery.transfers import deliveries, events, locks, small, taking
 from delivery.transfers.deliveries import Received
 from delivery.transfers.small import SmallOffer
+from delivery.transfers.storing import StoreOrder
 from delivery.transfers.taking import Accepted
 from delivery.transfers.uploads import Finished
 
@@ -87,6 +89,7 @@ class Process:
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.questions = Questions(self)
+        self.store_tasks = StoreTasks(self._publish_stores, lambda: len(self._workers))
         self.hearing = Hearing()
         self.credit = CreditLedger(options.buffer_budget, options.window, options.segment_size)
         self.buffer_full = False
@@ -191,6 +194,15 @@ class Process:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._publishers, dispatch.publish, task, arguments)
         return True
+
+    async def _publish_stores(self, orders: Sequence[StoreOrder]) -> None:
+        """Publish one task for all those of `orders` that nobody just asked for."""
+        claimed = await markers.aclaim_first([order.marker for order in orders])
+        wanted = [order.arguments() for order, ours in zip(orders, claimed, strict=True) if ours]
+        if wanted:
+            arguments = {**wanted[0], "more": wanted[1:]} if wanted[1:] else wanted[0]
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._publishers, dispatch.publish, dispatch.STORE, arguments)
 
     async def workers_alive(self) -> frozenset[str]:
         """Return the ids of live workers, at most 2 s old; nobody where Redis does not answer."""

@@ -81,8 +81,9 @@ def test_values_come_whole_in_every_cut(given: Given, step: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 100_000])
 def test_replies_of_several_commands_come_in_order(given: Given, step: int) -> None:
-    line = given(b":12\r\n+OK\r\n$3\r\nabc\r\n$0\r\n\r\n_\r\n" + _reply(b"x" * 5000), step)
-    assert [line.reply() for _ in range(5)] == [12, b"OK", b"abc", b"", None]
+    small = b":12\r\n+OK\r\n$3\r\nabc\r\n$0\r\n\r\n_\r\n*2\r\n$1\r\na\r\n$0\r\n\r\n*0\r\n*-1\r\n"
+    line = given(small + _reply(b"x" * 5000), step)
+    assert [line.reply() for _ in range(8)] == [12, b"OK", b"abc", b"", None, [b"a", b""], [], None]
     line.expect(1)
     assert line.length() == 5000
     assert line.read(5000) == b"x" * 5000

@@ -18,7 +18,7 @@ async def test_a_full_segment_is_stored_and_acked_at_once(peer: Peer, site: Site
     for seq in range(SEGMENT // CHUNK):
         await peer.chunk(handle, seq, bytes([seq]) * CHUNK)
     ack = await peer.hear_ack(handle, SEGMENT // CHUNK, seconds=5)
-    assert ack["limit"] == SEGMENT // CHUNK + 32 * MIB // CHUNK
+    assert ack["limit"] == SEGMENT // CHUNK + 48 * MIB // CHUNK
     row = await site.upload_row(transfer)
     assert row.position == SEGMENT
     stored = await site.run(lambda: list(Segment.objects.filter(payload=row.payload)))
@@ -76,7 +76,7 @@ async def test_acks_are_cumulative_and_never_fall(peer: Peer) -> None:
         numbers = [ack[name] for ack in acks]
         assert numbers == sorted(numbers)
     assert all(ack["seq"] <= ack["received"] <= seq for ack in acks)
-    assert all(ack["limit"] <= ack["seq"] + 32 * MIB // CHUNK for ack in acks)
+    assert all(ack["limit"] <= ack["seq"] + 48 * MIB // CHUNK for ack in acks)
 
 
 async def test_finish_stores_the_rest_without_waiting(peer: Peer) -> None:

@@ -14,7 +14,7 @@ from tests.quick_settings import MAX_PAYLOAD_BYTES
 from tests.stack import Person, Site, WebProcess
 
 GIB = 1024**3
-WINDOW = 32 * 1024 * 1024
+WINDOW = 48 * 1024 * 1024
 
 
 @pytest.mark.parametrize("chunk_size", [4_096, 65_536, 262_144, 524_288, 4_194_304])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -17,6 +18,8 @@ from delivery.protocol.messages import Finish, UploadOffer
 from delivery.protocol.receiver import Receiver, Terms
 from delivery.serving import intake as module
 from delivery.serving.intake import Intake, Reports
+from delivery.serving.storetasks import StoreTasks
+from delivery.transfers.storing import StoreOrder
 
 CHUNK = 4096
 CHUNKS = 3
@@ -39,7 +42,10 @@ class Site:
         self.receiver.accept(chunk_size=CHUNK, stored=0, terms=terms, now=0.0)
         opened = SimpleNamespace(transfer=uuid4(), payload=uuid4(), lease=1)
         process = SimpleNamespace(
-            chunks=self.chunks, publish=self._publish, credit=SimpleNamespace(crowds=lambda _: False)
+            chunks=self.chunks,
+            publish=self._publish,
+            credit=SimpleNamespace(crowds=lambda _: False),
+            store_tasks=StoreTasks(self._publish_stores, lambda: 1),
         )
         reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=self._confirm)
         self.intake = Intake(cast(Any, process), self.receiver, cast(Any, opened), reports)
@@ -47,6 +53,9 @@ class Site:
     async def _publish(self, _task: str, arguments: dict[str, Any], **_: Any) -> bool:
         self.asked.append(arguments)
         return True
+
+    async def _publish_stores(self, orders: Sequence[StoreOrder]) -> None:
+        self.asked += [order.arguments() for order in orders]
 
     async def _confirm(self) -> None:
         self.confirmed += 1

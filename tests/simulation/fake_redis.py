@@ -78,11 +78,30 @@ class Store:
     def _unlink(self, *keys: str) -> int:
         return sum(self.values.pop(key, None) is not None for key in keys)
 
-    def _expire(self, key: str, seconds: float) -> bool:
+    def _rpush(self, key: str, *entries: bytes) -> int:
+        found = self._live(key) or []
+        self.values[key] = ([*found, *map(bytes, entries)], self.values.get(key, (None, None))[1])
+        return len(found) + len(entries)
+
+    def _rpushx(self, key: str, *entries: bytes) -> int:
+        return self._rpush(key, *entries) if self._live(key) is not None else 0
+
+    def _lpop(self, key: str, count: Any) -> list[bytes] | None:
+        found = self._live(key)
+        if found is None:
+            return None
+        taken, left = found[: int(count)], found[int(count) :]
+        if left:
+            self.values[key] = (left, self.values[key][1])
+        else:
+            del self.values[key]
+        return list(taken)
+
+    def _expire(self, key: str, seconds: Any) -> bool:
         value = self._live(key)
         if value is None:
             return False
-        self.values[key] = (value, self.now() + seconds)
+        self.values[key] = (value, self.now() + float(seconds))
         return True
 
     def _time(self) -> tuple[int, int]:
@@ -169,6 +188,8 @@ class Connection(io.RawIOBase):
             return self._store.do(command, args[0].decode(), args[1])
         if command == "set":
             return self._store.do(command, args[0].decode(), args[1], **_options(args[2:]))
+        if command == "rpush":
+            return self._store.do(command, args[0].decode(), *args[1:])
         names = [one.decode() for one in args]
         return self._store.do(command, names) if command == "mget" else self._store.do(command, *names)
 

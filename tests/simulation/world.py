@@ -30,6 +30,8 @@ from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.serving import login, process
 from delivery.serving.writer import ConnectionClosed
 from delivery.transfers import retention, sealing, staging, storing
+from delivery.transfers.following import Following
+from delivery.transfers.storing import StoreOrder
 from tests.simulation import wire
 from tests.simulation.fake_redis import AsyncClient, Store
 from tests.simulation.fake_redis import Client as RedisClient
@@ -58,6 +60,7 @@ class World:
         self.trace: list[str] = []
         self.web: Web | None = None
         self._channels = 0
+        self._written = False  # by the task that runs: its commit comes later
         wire.EMPTY = contextvars.copy_context()
 
     def log(self, text: str) -> None:
@@ -158,17 +161,35 @@ class World:
     def _run(self, task: str, arguments: dict[str, Any], name: str) -> None:
         self.log(f"{name} runs {task.rpartition('.')[2]} {arguments.get('start', '')}")
         if task == dispatch.STORE:
-            storing.store(storing.StoreOrder.of(arguments), worker=name)
+            for one in (arguments, *arguments.get("more", ())):
+                self._store(StoreOrder.of(one), name)
         elif task == dispatch.STAGE:
             staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=arguments["count"])
         elif task == dispatch.SEAL:
             sealing.seal(UUID(arguments["payload"]), worker=name)
 
+    def _store(self, order: StoreOrder, name: str) -> None:
+        """Store a run, and later those that were handed over meanwhile, as one task does."""
+        following = Following(order, quick=self.chance.random() < 0.5)
+        self._written = False
+        storing.store(order, worker=name, following=following)
+        if not self._written:
+            self._go_on(following, name)
+
+    def _go_on(self, following: Following, name: str) -> None:
+        for order in following.take():
+            self.later(self.labour(), self._store, order, name, owner=running())
+
     def commit_later(self, commit: Any) -> Any:
         """Between writing a file and committing its row anything may happen: the worker's death, a frozen hour."""
 
-        def split(order: Any, name: str, worker: str) -> None:
-            self.later(self.labour(), commit, order, name, worker, owner=running())
+        def commit_and_go_on(order: Any, name: str, worker: str, following: Following) -> None:
+            commit(order, name, worker, following)
+            self._go_on(following, worker)
+
+        def split(*args: Any) -> None:
+            self._written = True
+            self.later(self.labour(), commit_and_go_on, *args, owner=running())
 
         return split
 

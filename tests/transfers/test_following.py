@@ -1,0 +1,114 @@
+"""A task that stores quickly takes the next runs of its upload; nothing is lost where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+
+from delivery.buffer import clients, handover
+from delivery.models import Segment, Transfer
+from delivery.transfers import following, storing
+from delivery.transfers.storing import StoreOrder
+from tests.transfers.test_storing import DATA, buffered, stored, upload
+
+__all__ = ["upload"]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@async_to_sync
+async def give(order: StoreOrder) -> bool:
+    try:
+        return await handover.agive(order.payload, order.lease, following.packed(order))
+    finally:
+        await clients.aclose()
+
+
+def at_settling(monkeypatch: pytest.MonkeyPatch, act: Callable[[StoreOrder], None]) -> None:
+    """Have `act` called with each order once it is stored, and before its task looks for more."""
+    settle = storing._settle
+
+    def settling(order: StoreOrder, *args: Any, **kwargs: Any) -> None:
+        settle(order, *args, **kwargs)
+        act(order)
+
+    monkeypatch.setattr(storing, "_settle", settling)
+
+
+def run(*orders: StoreOrder, draining: bool = False) -> None:
+    following.store_all(orders, worker="bee", draining=lambda: draining)
+
+
+def test_runs_that_come_while_one_is_hashed_are_stored_by_the_same_task(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    at_settling(
+        monkeypatch, lambda order: taken.append(order.start < 6 and give(buffered(upload, order.start // 3 + 1)))
+    )
+    run(buffered(upload, 0))
+    assert taken == [True, True, False]
+    assert stored(upload) == DATA
+    assert not give(buffered(upload, 0))  # nobody looks any more
+
+
+def test_a_run_that_comes_while_one_is_being_stored_waits_for_a_quick_task(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    commit = storing._commit
+
+    def committing(order: StoreOrder, *args: Any) -> None:
+        if order.start < 6:
+            taken.append(give(buffered(upload, order.start // 3 + 1)))
+        commit(order, *args)
+
+    monkeypatch.setattr(storing, "_commit", committing)
+    run(buffered(upload, 0), buffered(upload, 1))
+    assert taken == [False, True]  # before the first one is stored, nobody knows how quick it is
+    assert stored(upload) == DATA
+
+
+def test_a_slow_storage_keeps_each_run_a_task_of_its_own(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    monkeypatch.setattr(following, "QUICK_SECONDS", 0.0)
+    at_settling(monkeypatch, lambda _: taken.append(give(buffered(upload, 1))))
+    run(buffered(upload, 0))
+    assert taken == [False]
+
+
+def test_a_worker_that_drains_takes_no_more(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.start // 3 + 1))))
+    run(buffered(upload, 0), draining=True)
+    assert taken == [True, False]  # what it said it took is stored
+    assert Segment.objects.count() == 2
+
+
+def test_a_task_ends_after_a_number_of_runs_and_leaves_none_of_them(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    monkeypatch.setattr(following, "MOST_RUNS", 2)
+    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.start // 3 + 1))))
+    run(buffered(upload, 0))
+    assert taken == [True, False]
+    assert Segment.objects.count() == 2
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_being_stored(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = storing._commit
+
+    def failing(order: StoreOrder, *args: Any) -> None:
+        if order.start == 0:
+            raise OSError("the database is gone")
+        commit(order, *args)
+
+    monkeypatch.setattr(storing, "_commit", failing)
+    with pytest.raises(OSError, match="database"):
+        run(buffered(upload, 0), buffered(upload, 1))
+    assert Segment.objects.get().offset == buffered(upload, 1).offset
