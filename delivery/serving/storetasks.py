@@ -68,6 +68,7 @@ class StoreTasks:
     async def _ask_for_task(self, order: StoreOrder) -> None:
         loop = asyncio.get_running_loop()
         request = _Request(order, loop.create_future())
+        request.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may be gone
         if sum(waiting.order.length for waiting in self._waiting) + order.length > MOST_BYTES:
             self._send()
         self._waiting.append(request)
