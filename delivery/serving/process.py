@@ -89,7 +89,7 @@ class Process:
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.questions = Questions(self)
-        self.store_tasks = StoreTasks(self._publish_stores, lambda: len(self._workers))
+        self.store_tasks = StoreTasks(self._publish_stores, lambda: len(self._workers), segment=options.segment_size)
         self.hearing = Hearing()
         self.credit = CreditLedger(options.buffer_budget, options.window, options.segment_size)
         self.buffer_full = False

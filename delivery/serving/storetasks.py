@@ -17,7 +17,6 @@ from delivery.transfers.storing import StoreOrder
 BACKLOG_RUNS = 8  # of one live worker: more than its tasks have begun, and what comes next for each
 LINGER_SECONDS = 0.03  # that a run waits for others then: there is enough to do meanwhile
 MOST_RUNS = 4
-MOST_BYTES = 32 * 1024 * 1024  # of one task: a worker that drains finishes it
 
 
 @dataclass(slots=True)
@@ -39,12 +38,16 @@ class _Request:
 class StoreTasks:
     """The first requests of a web process. `publish` takes the orders of one task; `workers` returns how many live.
 
-    Belongs to its event loop.
+    `segment`: no task has more bytes than one run may have, lest others stand by while Storage is slow. Belongs to its
+    event loop.
     """
 
-    def __init__(self, publish: Callable[[Sequence[StoreOrder]], Awaitable[None]], workers: Callable[[], int]) -> None:
+    def __init__(
+        self, publish: Callable[[Sequence[StoreOrder]], Awaitable[None]], workers: Callable[[], int], *, segment: int
+    ) -> None:
         self._publish = publish
         self._workers = workers
+        self._segment = segment
         self._runs: dict[Any, int] = {}
         self._waiting: list[_Request] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -69,7 +72,7 @@ class StoreTasks:
         loop = asyncio.get_running_loop()
         request = _Request(order, loop.create_future())
         request.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may be gone
-        if sum(waiting.order.length for waiting in self._waiting) + order.length > MOST_BYTES:
+        if sum(waiting.order.length for waiting in self._waiting) + order.length > self._segment:
             self._send()
         self._waiting.append(request)
         if len(self._waiting) >= MOST_RUNS or not self._backlog:

@@ -45,7 +45,7 @@ class Site:
             chunks=self.chunks,
             publish=self._publish,
             credit=SimpleNamespace(crowds=lambda _: False),
-            store_tasks=StoreTasks(self._publish_stores, lambda: 1),
+            store_tasks=StoreTasks(self._publish_stores, lambda: 1, segment=1),
         )
         reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=self._confirm)
         self.intake = Intake(cast(Any, process), self.receiver, cast(Any, opened), reports)

@@ -12,10 +12,11 @@ import pytest
 from delivery.buffer import handover
 from delivery.errors import BufferUnavailable
 from delivery.serving import storetasks
-from delivery.serving.storetasks import MOST_BYTES, MOST_RUNS, StoreTasks
+from delivery.serving.storetasks import MOST_RUNS, StoreTasks
 from delivery.transfers.storing import StoreOrder
 
 MIB = 1024 * 1024
+SEGMENT = 16 * MIB
 
 
 class Tasks:
@@ -24,7 +25,7 @@ class Tasks:
     def __init__(self) -> None:
         self.published: list[list[int]] = []
         self.broken = False
-        self.store_tasks = StoreTasks(self._publish, lambda: 1)
+        self.store_tasks = StoreTasks(self._publish, lambda: 1, segment=SEGMENT)
 
     async def _publish(self, orders: Sequence[StoreOrder]) -> None:
         if self.broken:
@@ -62,10 +63,10 @@ async def test_runs_share_tasks_while_many_wait(busy: Tasks) -> None:
 
 
 async def test_a_task_is_not_too_long(busy: Tasks) -> None:
-    await busy.ask(*range(4), length=MOST_BYTES // 2)
+    await busy.ask(*range(4), length=SEGMENT // 2)
     assert busy.published == [[0, 1], [2, 3]]
     busy.published.clear()
-    await busy.ask(0, 1, length=MOST_BYTES + MIB)
+    await busy.ask(0, 1, length=SEGMENT + MIB)
     assert busy.published == [[0], [1]]
 
 
