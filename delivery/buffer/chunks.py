@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
+
+import redis
 
 from delivery import conf
 from delivery.buffer import bulk, keys
@@ -67,7 +70,7 @@ async def akeep(run: BufferedRun) -> None:
 def fetch(run: BufferedRun, *first: bulk.Command) -> Iterator[bytes]:
     """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
 
-    `first`: commands to run on the way, whose replies nobody needs.
+    `first`: commands to run on the way, whose replies nobody needs, be they errors.
 
     Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
     bytes than were put there, `BufferUnavailable`.
@@ -76,7 +79,8 @@ def fetch(run: BufferedRun, *first: bulk.Command) -> Iterator[bytes]:
     with bulk.exchange() as line:
         line.send(*first, ("GET", _checksums(run)), ("MGET", *names))
         for _ in first:
-            line.reply()
+            with contextlib.suppress(redis.ResponseError):  # a Redis that is full is to be emptied by this very task
+                line.reply()
         expected = _unpacked(line.reply(), len(names))
         line.expect(len(names))
         for number in range(len(names)):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 
-from delivery.buffer import clients, handover
+from delivery.buffer import chunks, clients, handover
 from delivery.models import Segment, Transfer
 from delivery.transfers import following, storing
 from delivery.transfers.storing import StoreOrder
-from tests.transfers.test_storing import DATA, buffered, stored, upload
+from tests.transfers.test_storing import DATA, RUN, buffered, stored, upload
 
 __all__ = ["upload"]
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -112,3 +112,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_stored(
     with pytest.raises(OSError, match="database"):
         run(buffered(upload, 0), buffered(upload, 1))
     assert Segment.objects.get().offset == buffered(upload, 1).offset
+
+
+def test_a_redis_that_is_full_is_emptied_all_the_same(upload: Transfer) -> None:
+    order = buffered(upload, 0)
+    server = clients.client()
+    server.config_set("maxmemory-policy", "noeviction")
+    server.config_set("maxmemory", 1)
+    refused = ("RPUSH", "full", b"")
+    assert b"".join(chunks.fetch(order.run, refused)) == DATA[:RUN]
