@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from delivery.buffer import bulk, keys
 from delivery.buffer.clients import aclient, client, reporting
@@ -19,23 +20,27 @@ def lifetime(attempt: int) -> float:
 async def aclaim(name: str, *, attempt: int) -> bool:
     """Set the marker `name` unless it is set; return whether the caller is the one who may ask now."""
     with reporting():
-        return bool(await aclient().set(keys.marker(name), "1", nx=True, px=int(lifetime(attempt) * 1000)))
+        return bool(await _set(aclient(), name, lifetime(attempt)))
 
 
 async def aclaim_first(names: Sequence[str]) -> list[bool]:
     """Do what `aclaim` does for the first request of each of `names`, in one round trip."""
-    milliseconds = int(lifetime(0) * 1000)
     with reporting():
         pipe = aclient().pipeline(transaction=False)
         for name in names:
-            pipe.set(keys.marker(name), "1", nx=True, px=milliseconds)
+            _set(pipe, name, lifetime(0))
         return [bool(claimed) for claimed in await pipe.execute()]
 
 
 def claim(name: str, *, seconds: float) -> bool:
     """Do what `aclaim` does, in a thread, for a time of its own."""
     with reporting():
-        return bool(client().set(keys.marker(name), "1", nx=True, px=int(seconds * 1000)))
+        return bool(_set(client(), name, seconds))
+
+
+def _set(target: Any, name: str, seconds: float) -> Any:
+    """Have a client or a pipeline set a marker that is not set."""
+    return target.set(keys.marker(name), "1", nx=True, px=int(seconds * 1000))
 
 
 def clearing(name: str) -> bulk.Command:

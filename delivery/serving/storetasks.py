@@ -29,12 +29,6 @@ class Order:
     ask_at: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    order: StoreOrder
-    done: asyncio.Future[None]
-
-
 class StoreTasks:
     """The first requests of a web process. `publish` takes the orders of one task; `workers` returns how many live.
 
@@ -49,16 +43,17 @@ class StoreTasks:
         self._workers = workers
         self._segment = segment
         self._runs: dict[Any, int] = {}
-        self._waiting: list[_Request] = []
+        self._all_runs = 0
+        self._waiting: list[StoreOrder] = []  # for one task
+        self._asked: asyncio.Future[None] | None = None  # done when that is published
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note(self, upload: object, runs: int) -> None:
         """Note how many runs of an upload are to be stored, or are being; 0 forgets it."""
+        self._all_runs += runs - self._runs.pop(upload, 0)
         if runs:
             self._runs[upload] = runs
-        else:
-            self._runs.pop(upload, None)
 
     async def ask(self, order: StoreOrder, *, follows: bool) -> None:
         """Have a run stored: by the task that stores the one before it, if it `follows` one and that task takes more.
@@ -69,42 +64,36 @@ class StoreTasks:
             await self._ask_for_task(order)
 
     async def _ask_for_task(self, order: StoreOrder) -> None:
-        loop = asyncio.get_running_loop()
-        request = _Request(order, loop.create_future())
-        request.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may be gone
-        if sum(waiting.order.length for waiting in self._waiting) + order.length > self._segment:
+        if sum(waiting.length for waiting in self._waiting) + order.length > self._segment:
             self._send()
-        self._waiting.append(request)
+        loop = asyncio.get_running_loop()
+        asked = self._asked = self._asked or loop.create_future()
+        self._waiting.append(order)
         if len(self._waiting) >= MOST_RUNS or not self._backlog:
             self._send()
         elif self._timer is None:
             self._timer = loop.call_later(LINGER_SECONDS, self._send)
-        await asyncio.shield(request.done)
+        await asyncio.shield(asked)
 
     @property
     def _backlog(self) -> bool:
-        return sum(self._runs.values()) >= BACKLOG_RUNS * max(1, self._workers())
+        return self._all_runs >= BACKLOG_RUNS * max(1, self._workers())
 
     def _send(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiting:
-            requests, self._waiting = self._waiting, []
-            task = asyncio.create_task(self._publish_all(requests), name="delivery store tasks")
+        if self._asked is not None:
+            task = asyncio.create_task(self._publish_all(self._waiting, self._asked), name="delivery store tasks")
+            self._waiting, self._asked = [], None
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _publish_all(self, requests: Sequence[_Request]) -> None:
-        error: Exception | None = None
+    async def _publish_all(self, orders: Sequence[StoreOrder], asked: asyncio.Future[None]) -> None:
         try:
-            await self._publish([request.order for request in requests])
-        except Exception as failure:  # noqa: BLE001 - each who waits gets it
-            error = failure
-        for request in requests:
-            if request.done.done():
-                continue
-            if error is None:
-                request.done.set_result(None)
-            else:
-                request.done.set_exception(error)
+            await self._publish(orders)
+        except Exception as error:  # noqa: BLE001 - each who waits gets it
+            asked.set_exception(error)
+            asked.exception()  # who asked may be gone
+        else:
+            asked.set_result(None)

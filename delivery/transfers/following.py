@@ -6,12 +6,10 @@ the other workers out of it: there each run remains a task of its own.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from delivery.buffer import bulk, handover
 from delivery.errors import BufferUnavailable
@@ -47,12 +45,11 @@ class Following:
 
     def take(self) -> list[StoreOrder]:
         """Return the runs that were handed over. Never raises: they are asked for again."""
-        if not self._open:
-            return []
-        with contextlib.suppress(BufferUnavailable):
-            taken = handover.take(self._order.payload, self._order.lease)
-            return [StoreOrder.of(json.loads(order)) for order in taken]
-        return []
+        try:
+            taken = handover.take(self._order.payload, self._order.lease) if self._open else []
+        except BufferUnavailable:
+            taken = []
+        return [StoreOrder.of(json.loads(order)) for order in taken]
 
     @property
     def _seconds(self) -> float:
@@ -66,7 +63,7 @@ class Following:
 def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[], bool]) -> None:
     """Store runs, and those that are handed over meanwhile. What one of them raises is raised when all were tried.
 
-    A worker that is `draining` takes no more.
+    A worker that is `draining` takes no more than what comes behind the first.
     """
     waiting = deque(orders)
     quick, failure = False, None
@@ -88,5 +85,4 @@ def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[
 
 def packed(order: StoreOrder) -> bytes:
     """Return an order as it is handed over."""
-    members: dict[str, Any] = order.arguments()
-    return json.dumps(members).encode()
+    return json.dumps(order.arguments()).encode()

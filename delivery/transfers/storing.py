@@ -185,7 +185,7 @@ def _commit(order: StoreOrder, name: str, worker: str, following: Following | No
             files.delete(alias, name)
         raise
     else:
-        _settle(order, position, worker, following if not completed else None, completed=completed)
+        _settle(order, position, worker, following, completed=completed)
         return
     _tell_position(order, worker)
 
@@ -218,7 +218,7 @@ def _settle(order: StoreOrder, position: int, worker: str, following: Following 
 
     Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
     """
-    opening = following.opening_late() if following is not None else ()
+    opening = following.opening_late() if following is not None and not completed else ()
     told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
     ahead = hashing.possible() and not completed
     state = digests.taking(order.payload) if ahead else digests.dropping(order.payload)
