@@ -53,8 +53,8 @@ class Settings:
     )
     plain_max_message: int = _option(16 * MIB, "Largest message of a plain-mode client.", unit="bytes", low=1, high=GIB)
     chunk_size: int = _option(
-        256 * KIB,
-        "Chunk size that we offer and prefer; a power of two.",
+        512 * KIB,
+        "Largest chunk of an upload, a power of two; deliveries go in chunks of 256 KiB at most.",
         unit="bytes",
         low=CHUNK_SIZE_MIN,
         high=CHUNK_SIZE_MAX,

@@ -37,7 +37,7 @@ def connect(
     client_id: str | None = None,
     receive: bool = False,
     groups: Sequence[str] = (),
-    chunk_size: int = 262_144,
+    chunk_size: int = 524_288,
     window: int = 16_777_216,
     open_timeout: float | None = None,
     observer: Observer | None = None,
@@ -48,7 +48,7 @@ def connect(
     `url`: ws:// or wss://. `token`: a login, sent as `Authorization: Bearer`. `client_id`: 1..64 characters, the same
     in the next process where that should go on with deliveries of this one; random by default. `receive`: have the
     server offer what waits for this user and for `groups`. `chunk_size`: the largest to send and receive, bytes, a power
-    of two from 4,096 to 4,194,304. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for
+    of two from 4,096 to 4,194,304; a small message waits for the chunk that is on its way. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for
     the first welcome, None for as long as it takes. `observer`: called on the loop with what happens to the connection.
 
     Entering raises `ConnectionStopped` where the server refuses us, `UsageError` for arguments that cannot be right,

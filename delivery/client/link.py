@@ -104,7 +104,13 @@ class Link(Traffic):
             if code == 1006:  # it said why before the connection was lost
                 code = GOING_AWAY_CODES.get(reason, 1001)
         alive = time.monotonic() - self._welcomed_at if self._welcomed_at is not None else 0.0
-        return Closed(code, retry_after=retry_after, unacked=self._nothing_got_through(), welcomed_seconds=alive)
+        return Closed(
+            code,
+            retry_after=retry_after,
+            unacked=self._nothing_got_through(),
+            welcomed_seconds=alive,
+            chunk_size=self.core.peer.chunk_size if self.core.peer else None,
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -21,13 +21,15 @@ class Closed:
 
     `code` is the close code, 1006 where the TCP connection was lost. `retry_after` (seconds) is the server's advice
     from `going_away`. `unacked`: chunks were sent that no ack covers. `welcomed_seconds`: how long the connection
-    lived after its welcome, 0 where there was none.
+    lived after its welcome, 0 where there was none. `chunk_size`: the largest chunk that the server announced, in bytes,
+    None where it did not come to that.
     """
 
     code: int
     retry_after: float | None = None
     unacked: bool = False
     welcomed_seconds: float = 0.0
+    chunk_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,19 @@ class Recovery:
         """Return what to do after a close. `random` is uniform in 0..1."""
         if how.welcomed_seconds >= CALM_SECONDS:
             self.attempt = 0
-        reaction = self._reaction(how)
+        sent = min(self.chunk_size, how.chunk_size or self.chunk_size)
+        reaction = self._reaction(how, sent)
         if reaction is Reaction.STOP:
             return Plan(stop=True, wait=0.0, chunk_size=self.chunk_size)
         if reaction is Reaction.SHRINK:
-            return self._shrink(random)
+            return self._shrink(sent, random)
         return Plan(stop=False, wait=self._wait(reaction, how.retry_after, random), chunk_size=self.chunk_size)
 
     def refused(self, random: float) -> Plan:
         """Return what to do after a connection that was never established."""
         return Plan(stop=False, wait=self._backoff(random), chunk_size=self.chunk_size)
 
-    def _reaction(self, how: Closed) -> Reaction:
+    def _reaction(self, how: Closed, sent: int) -> Reaction:
         if how.code != 1006:
             self.losses = 0
             return reaction_to(how.code)
@@ -84,12 +87,12 @@ class Recovery:
         self.losses = 0
         # A proxy on the way may cut what is too big for it without a word. At the floor nothing smaller can be
         # tried, and the losses are then taken for what they seem to be: a bad network.
-        return Reaction.SHRINK if self.chunk_size > CHUNK_SIZE_MIN else Reaction.BACKOFF
+        return Reaction.SHRINK if sent > CHUNK_SIZE_MIN else Reaction.BACKOFF
 
-    def _shrink(self, random: float) -> Plan:
-        if self.chunk_size <= CHUNK_SIZE_MIN:
-            return Plan(stop=True, wait=0.0, chunk_size=self.chunk_size)
-        self.chunk_size = max(CHUNK_SIZE_MIN, self.chunk_size // 2)
+    def _shrink(self, sent: int, random: float) -> Plan:
+        if sent <= CHUNK_SIZE_MIN:
+            return Plan(stop=True, wait=0.0, chunk_size=sent)
+        self.chunk_size = max(CHUNK_SIZE_MIN, sent // 2)
         return Plan(stop=False, wait=self._backoff(random), chunk_size=self.chunk_size, shrunk=True)
 
     def _wait(self, reaction: Reaction, retry_after: float | None, random: float) -> float:

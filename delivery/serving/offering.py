@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from delivery.buffer.blocks import BLOCK_SIZE
 from delivery.protocol.connection import MAX_UNANSWERED_OFFERS
 from delivery.protocol.messages import DeliveryOffer
 from delivery.serving import delivering
@@ -31,7 +32,7 @@ class Offering(Part):
 
     def __init__(self, session: Session, *, chunk_size: int, most_live: int) -> None:
         super().__init__(session)
-        self._chunk_size = chunk_size
+        self._chunk_size = min(chunk_size, BLOCK_SIZE)  # larger ones cost more: each is sent in several parts
         self._most_live = most_live
         self._set_aside: set[UUID] = set()  # not to be offered again on this connection
         self._kept: deque[tuple[float, Waiting]] = deque()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.conformance.conftest import Connect
-from tests.conformance.peer import CHUNK, Peer, new_id, sha256
+from tests.conformance.peer import Peer, new_id, sha256
 from tests.stack import Person, Site
 
 EARLY = 65_536
+ANNOUNCED = 524_288
 
 
 async def offer_early(peer: Peer, data: bytes, **members: object) -> tuple[int, str]:
@@ -51,7 +52,7 @@ async def test_more_than_the_server_takes_early_closes_4400(peer: Peer) -> None:
 
 
 async def test_early_data_in_chunks_above_the_announced_size_closes_4400(peer: Peer) -> None:
-    await offer_early(peer, b"x", chunk_size=2 * CHUNK)
+    await offer_early(peer, b"x", chunk_size=2 * ANNOUNCED)
     assert (await peer.closes())[0] == 4400
 
 

@@ -158,7 +158,7 @@ async def test_welcome_says_what_the_server_takes(connect: Connect, alice: Perso
     assert welcome["user"] == alice.address
     assert welcome["groups"] == []
     assert welcome["max_message"] == 2 * 1024 * 1024
-    assert welcome["chunk_size"] == 262_144
+    assert welcome["chunk_size"] == 524_288
     assert welcome["chunk_size"] + 12 <= welcome["max_message"]
     assert welcome["window"] == 48 * 1024 * 1024
     assert welcome["early_data"] == 65_536
