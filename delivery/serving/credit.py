@@ -8,6 +8,10 @@ get three quarters of the budget at most: credit that is taken and never used mu
 What an upload may send counts until its speed is known; from then on what it will have sent before that is stored, most
 likely. Slow uploads have little in Redis, however much they may send. Should they all begin to hurry, who has more there
 than an equal share waits.
+
+Of many short uploads only so many go at once as keep the workers busy: all together they would all end late, and what
+lies in Redis meanwhile costs more than it does where room is used again. Where little is stored although some wait, their
+senders are slow, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -22,32 +26,46 @@ from delivery.protocol.receiver import Receiver
 LOOK_SECONDS = 0.5
 #: So much of what comes at an upload's speed may be in Redis: storing begins after 2 s, and takes its time.
 AHEAD_SECONDS = 4.0
+#: So many segments of short uploads go at once, for each live worker and at least: two are stored, others come meanwhile.
+SEGMENTS_A_WORKER, LEAST_SEGMENTS = 4, 10
 
 
 @dataclass(slots=True)
 class _Account:
     """One upload: whose it is, what it counts for, in bytes, and how its session is told that its credit grew.
 
-    `speed` in bytes a second, None until it is known; measured from the time `since`, and chunk `first`, on.
+    `short`: one task stores all that is left of it. `speed` in bytes a second, None until it is known; measured from the
+    time `since`, and chunk `first`, on. `stored`: chunks, when it last moved.
     """
 
     user: Any
     changed: Callable[[], None]
+    short: bool
+    stored: int
     outstanding: int = 0
     yields: bool = False  # gets no more while others wait
     speed: float | None = None
     since: float | None = None
     first: int = 0
+    of_short: int = 0  # what it counts for among the short ones: nothing once its speed is known
 
 
 class CreditLedger:
-    """The budget of one web process, in bytes. Belongs to its event loop. `segment`: what one task stores at most."""
+    """The budget of one web process, in bytes. Belongs to its event loop.
 
-    def __init__(self, budget: int, window: int, segment: int = 0) -> None:
+    `segment`: what one task stores at most. `workers` returns how many live.
+    """
+
+    def __init__(self, budget: int, window: int, segment: int = 0, workers: Callable[[], int] = lambda: 1) -> None:
         self.budget = budget
         self._window = window
         self._segment = segment
+        self._workers = workers
         self._total = 0
+        self._of_short = 0
+        self._stored = 0  # bytes, since the last look
+        self._waited = False  # somebody did at the last look
+        self._slow = False  # little is stored, although some wait
         self._over = False  # more than the budget is in Redis
         self._of_user: Counter[Any] = Counter()
         self._accounts: dict[Receiver, _Account] = {}
@@ -64,18 +82,27 @@ class CreditLedger:
     def _most_of_one(self) -> int:
         return 3 * self.budget // 4
 
-    def _has_room(self, user: Any, wanted: int) -> bool:
+    @property
+    def _most_of_short(self) -> int:
+        return self._segment * max(LEAST_SEGMENTS, SEGMENTS_A_WORKER * self._workers())
+
+    def _has_room(self, user: Any, wanted: int, *, short: bool) -> bool:
         """Return whether `user` may have `wanted` bytes more. Alone, even a chunk above the budget has its turn."""
         if self._total + wanted > self.budget and self._total > 0:
+            return False
+        if short and not self._slow and self._of_short + wanted > self._most_of_short and self._of_short > 0:
             return False
         return self._of_user[user] + wanted <= self._most_of_one or self._of_user[user] == 0
 
     def fits(self, receiver: Receiver, stored: int, user: Any) -> bool:
         """Return whether an upload of `user` that goes on from byte `stored` gets credit at once, or has to wait for it."""
-        wanted = max(receiver.chunk_size, self.window())
-        if receiver.size is not None:
-            wanted = min(wanted, receiver.size - stored)
-        return user not in self._queues and not self._somebody_needs_room() and self._has_room(user, wanted)
+        wanted = _at_most(max(receiver.chunk_size, self.window()), receiver, stored)
+        if user in self._queues or self._somebody_needs_room():
+            return False
+        return self._has_room(user, wanted, short=self._is_short(receiver, stored))
+
+    def _is_short(self, receiver: Receiver, stored: int) -> bool:
+        return receiver.size is not None and receiver.size - stored <= self._segment
 
     def _somebody_needs_room(self) -> bool:
         """Return whether anybody waits for room, and not just for more than one user may have."""
@@ -83,7 +110,8 @@ class CreditLedger:
 
     def join(self, receiver: Receiver, changed: Callable[[], None], user: Any, *, waits: bool) -> None:
         """Count an upload that was accepted; `waits`: without credit, for want of room."""
-        self._accounts[receiver] = _Account(user, changed)
+        short = self._is_short(receiver, receiver.stored * receiver.chunk_size)
+        self._accounts[receiver] = _Account(user, changed, short, receiver.stored)
         if waits:
             self._wait(receiver)
         self._count(receiver)
@@ -108,6 +136,8 @@ class CreditLedger:
         account = self._accounts.get(receiver)
         if account is None:
             return
+        self._stored += max(0, receiver.stored - account.stored) * receiver.chunk_size
+        account.stored = receiver.stored
         share = self._share(len(self._accounts))
         receiver.resize(share)
         self._count(receiver)
@@ -125,6 +155,9 @@ class CreditLedger:
             self._count(receiver)
             buffered += _buffered(receiver)
         self._over = buffered > self.budget
+        waited, self._waited = self._waited, bool(self._queues)
+        self._slow = waited and self._waited and self._stored < self._most_of_short // 2
+        self._stored = 0
         self._hand_out()
 
     def crowds(self, receiver: Receiver) -> bool:
@@ -132,7 +165,7 @@ class CreditLedger:
         return self._over and _buffered(receiver) > self._share(len(self._accounts))
 
     def _measure(self, receiver: Receiver, account: _Account, now: float) -> None:
-        if account.since is not None and receiver.received < receiver.limit:  # else it waits for us
+        if account.since is not None and receiver.received < _end(receiver):  # else it waits for us
             came = max(0, receiver.received - account.first) * receiver.chunk_size
             speed = came / max(LOOK_SECONDS / 2, now - account.since)
             account.speed = speed if account.speed is None else max(speed, account.speed / 2)
@@ -141,7 +174,7 @@ class CreditLedger:
     def _take_up_again(self, receiver: Receiver, share: int) -> None:
         """Give credit again now that nobody waits; where there is no room yet, wait, since nothing else moves it then."""
         account = self._accounts[receiver]
-        if self._has_room(account.user, share - account.outstanding):
+        if self._has_room(account.user, share - account.outstanding, short=account.short):
             self._release(receiver)
         elif receiver.stored >= receiver.limit:
             self._wait(receiver)
@@ -194,13 +227,13 @@ class CreditLedger:
             return None
         user = min(self._queues, key=self._of_user.__getitem__)
         receiver = next(iter(self._queues[user]))
-        wanted = max(receiver.chunk_size, self._share(len(self._accounts)))
-        return receiver if self._has_room(user, wanted) else None
+        share = max(receiver.chunk_size, self._share(len(self._accounts)))
+        wanted = _at_most(share, receiver, receiver.stored * receiver.chunk_size)
+        return receiver if self._has_room(user, wanted, short=self._accounts[receiver].short) else None
 
     def _count(self, receiver: Receiver) -> None:
         account = self._accounts[receiver]
-        limit = receiver.limit if receiver.chunks is None else min(receiver.limit, receiver.chunks)
-        counts = max(0, limit - receiver.stored) * receiver.chunk_size
+        counts = max(0, _end(receiver) - receiver.stored) * receiver.chunk_size
         if account.speed is not None:
             likely = receiver.chunk_size + int(account.speed * AHEAD_SECONDS)
             counts = min(counts, max(likely, _buffered(receiver)))
@@ -210,8 +243,21 @@ class CreditLedger:
         self._total += outstanding - account.outstanding
         self._of_user[account.user] += outstanding - account.outstanding
         account.outstanding = outstanding
+        of_short = outstanding if account.short and account.speed is None else 0
+        self._of_short += of_short - account.of_short
+        account.of_short = of_short
         if not self._of_user[account.user]:
             del self._of_user[account.user]
+
+
+def _at_most(credit: int, receiver: Receiver, stored: int) -> int:
+    """Return what an upload that is stored up to byte `stored` can use of so many bytes."""
+    return credit if receiver.size is None else min(credit, receiver.size - stored)
+
+
+def _end(receiver: Receiver) -> int:
+    """Return up to which chunk an upload may send."""
+    return receiver.limit if receiver.chunks is None else min(receiver.limit, receiver.chunks)
 
 
 def _buffered(receiver: Receiver) -> int:

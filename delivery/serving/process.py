@@ -89,9 +89,10 @@ class Process:
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.questions = Questions(self)
-        self.store_tasks = StoreTasks(self._publish_stores, lambda: len(self._workers), segment=options.segment_size)
+        count, segment = self._count_workers, options.segment_size
+        self.store_tasks = StoreTasks(self._publish_stores, count, segment=segment)
         self.hearing = Hearing()
-        self.credit = CreditLedger(options.buffer_budget, options.window, options.segment_size)
+        self.credit = CreditLedger(options.buffer_budget, options.window, segment, count)
         self.buffer_full = False
         self.connections = Connections()
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
@@ -216,6 +217,10 @@ class Process:
             if not self._workers:
                 self._complain()
         return self._workers
+
+    def _count_workers(self) -> int:
+        """Return how many workers lived when last asked."""
+        return len(self._workers)
 
     def _complain(self) -> None:
         """Say in the log, once a minute at most, that there is no worker."""
