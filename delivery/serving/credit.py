@@ -183,7 +183,7 @@ class CreditLedger:
         """Give no more credit to one who has had some while others wait; back in the queue once it is used up."""
         receiver.hold()
         self._accounts[receiver].yields = True
-        if receiver.stored >= receiver.limit:
+        if receiver.stored >= receiver.limit and receiver.stored != receiver.chunks:
             self._wait(receiver)
 
     def _release(self, receiver: Receiver) -> None:

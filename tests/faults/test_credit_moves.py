@@ -20,7 +20,7 @@ MOST_STEPS = 20_000
 def test_every_upload_gets_to_its_end(seed: int) -> None:
     """`make faults` found one that had given way to others, and was given nothing more after they had ended."""
     chance = random.Random(seed)
-    ledger = CreditLedger(chance.choice(BUDGETS), 16 * MIB)
+    ledger = CreditLedger(chance.choice(BUDGETS), 16 * MIB, chance.choice((0, 256 * KIB, 16 * MIB)))
     waiting = [(number, chance.choice("ab"), chance.choice(SIZES)) for number in range(chance.choice((1, 2, 3, 5)))]
     live: list[Receiver] = []
     for step in range(MOST_STEPS):

@@ -22,8 +22,8 @@ TRANSFER = "0f8fad5b-d9cb-469f-a165-70867728950e"
 class World:
     """A ledger and uploads whose senders use all credit at once, in memory."""
 
-    def __init__(self, budget: int, window: int = WINDOW) -> None:
-        self.ledger = CreditLedger(budget, window)
+    def __init__(self, budget: int, window: int = WINDOW, *, segment: int = 0, workers: int = 1) -> None:
+        self.ledger = CreditLedger(budget, window, segment, lambda: workers)
         self.told: list[Receiver] = []
         self.now = 0.0
         self._handles = 0
@@ -221,8 +221,7 @@ def test_who_has_more_than_an_equal_share_waits_while_all_hurry():
 
 
 def test_what_is_left_is_given_in_one_go_where_there_is_room():
-    world = World(budget=4 * WINDOW, window=2 * WINDOW)
-    world.ledger = CreditLedger(4 * WINDOW, 2 * WINDOW, WINDOW)
+    world = World(budget=4 * WINDOW, window=2 * WINDOW, segment=WINDOW)
     first, second = world.open(32, user=1), world.open(32, user=2)
     small = [world.open(12, user=10 + user) for user in range(8)]  # an equal share is 6 chunks
     assert all(world.ledger.waits(one) for one in small)
@@ -233,6 +232,49 @@ def test_what_is_left_is_given_in_one_go_where_there_is_room():
     assert given[:2] == [12, 12]
     assert world.ledger._total <= world.ledger.budget
     assert second.limit == 32
+
+
+@pytest.mark.parametrize(("workers", "at_once"), [(0, 10), (1, 10), (4, 16)])
+def test_of_short_uploads_as_many_go_at_once_as_keep_the_workers_busy(workers, at_once):
+    world = World(budget=100 * WINDOW, segment=WINDOW, workers=workers)
+    uploads = [world.open(16, user=user) for user in range(40)]
+    assert [bool(one.limit) for one in uploads] == [True] * at_once + [False] * (40 - at_once)
+    for number, one in enumerate(uploads[:3]):
+        world.send(one)
+        world.store(one, 16)
+        world.ledger.leave(one)
+        assert world.told == uploads[at_once : at_once + number + 1]
+
+
+def test_a_long_upload_does_not_wait_for_the_short_ones():
+    world = World(budget=100 * WINDOW, segment=WINDOW)
+    short = [world.open(16, user=1) for _ in range(40)]
+    long = world.open(100, user=2)
+    assert any(world.ledger.waits(one) for one in short)
+    assert world.told == [long]
+
+
+def test_nobody_waits_long_for_short_uploads_whose_senders_are_slow():
+    world = World(budget=100 * WINDOW, segment=WINDOW)
+    short = [world.open(16, user=user) for user in range(90)]
+    world.ledger.look(0.0)
+    world.ledger.look(0.5)
+    assert not any(world.ledger.waits(one) for one in short)
+
+
+def test_short_uploads_that_move_go_on_a_few_at_a_time():
+    world = World(budget=100 * WINDOW, segment=WINDOW)
+    short = [world.open(16, user=user) for user in range(40)]
+    for step in range(3):
+        for one in short:
+            world.send(one)
+        for one in short[6 * step : 6 * step + 6]:
+            world.store(one, 16)
+            world.ledger.leave(one)
+        for one in short:
+            world.send(one)
+        world.ledger.look(step / 2)
+    assert world.told == short[10 : 10 + 3 * 6]
 
 
 def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
@@ -251,13 +293,14 @@ def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack:
     pytest.fail(f"{len(live)} uploads never ended")
 
 
+@pytest.mark.parametrize("segment", [0, CHUNK, 8 * CHUNK])
 @pytest.mark.parametrize("count", [1, 5, 100, 1000])
-def test_any_number_of_uploads_ends_within_the_budget(count):
-    world = World(budget=64 * CHUNK)
+def test_any_number_of_uploads_ends_within_the_budget(count, segment):
+    world = World(budget=64 * CHUNK, segment=segment)
     uploads = [world.open(8, user=number % 7) for number in range(count)]
     run(world, uploads, random.Random(count), slack=0)
     assert world.ledger.window() == WINDOW
-    assert world.ledger._total == 0
+    assert world.ledger._total == world.ledger._of_short == 0
     assert not world.ledger._of_user
 
 
@@ -269,9 +312,10 @@ def test_any_number_of_uploads_ends_within_the_budget(count):
         min_size=1,
         max_size=40,
     ),
+    segment=st.integers(0, 20),
     seed=st.integers(0, 2**32),
 )
-def test_whatever_their_sizes_all_of_them_end(budget, sizes, seed):
-    world = World(budget=budget * CHUNK)
+def test_whatever_their_sizes_all_of_them_end(budget, sizes, segment, seed):
+    world = World(budget=budget * CHUNK, segment=segment * CHUNK)
     uploads = [world.open(chunks, user=user, chunk_size=chunk_size) for chunks, chunk_size, user in sizes]
     run(world, uploads, random.Random(seed), slack=8 * CHUNK)
