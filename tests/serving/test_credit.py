@@ -130,8 +130,9 @@ def test_who_waits_and_leaves_is_forgotten():
     assert world.told == [late]
 
 
-def test_no_upload_of_the_same_user_overtakes_who_waits():
-    world = World(budget=WINDOW)
+@pytest.mark.parametrize("segment", [0, WINDOW])
+def test_no_upload_of_the_same_user_overtakes_who_waits(segment):
+    world = World(budget=WINDOW, segment=segment)
     first, second = world.open(100), world.open(100)
     third = world.open(1)  # so small that it would fit sooner
     assert third.limit == 0
@@ -234,37 +235,191 @@ def test_what_is_left_is_given_in_one_go_where_there_is_room():
     assert second.limit == 32
 
 
+def world_of_short_uploads(count: int, *, workers: int = 1, chunks: int = 16) -> tuple[World, list[Receiver]]:
+    """Return a world with room for everybody, and short uploads of as many users that came together."""
+    world = World(budget=200 * WINDOW, segment=WINDOW, workers=workers)
+    return world, [world.open(chunks, user=user) for user in range(count)]
+
+
+def begun(uploads: list[Receiver]) -> list[bool]:
+    return [bool(one.limit) for one in uploads]
+
+
 @pytest.mark.parametrize(("workers", "at_once"), [(0, 10), (1, 10), (4, 16)])
-def test_of_short_uploads_as_many_go_at_once_as_keep_the_workers_busy(workers, at_once):
-    world = World(budget=100 * WINDOW, segment=WINDOW, workers=workers)
-    uploads = [world.open(16, user=user) for user in range(40)]
-    assert [bool(one.limit) for one in uploads] == [True] * at_once + [False] * (40 - at_once)
+def test_of_short_uploads_as_many_begin_as_keep_the_workers_busy(workers, at_once):
+    world, uploads = world_of_short_uploads(40, workers=workers)
+    assert begun(uploads) == [True] * at_once + [False] * (40 - at_once)
+    assert all(world.ledger.waits(one) for one in uploads[at_once:])
     for number, one in enumerate(uploads[:3]):
         world.send(one)
         world.store(one, 16)
+        assert world.told == uploads[at_once : at_once + number + 1]
         world.ledger.leave(one)
         assert world.told == uploads[at_once : at_once + number + 1]
 
 
-def test_a_long_upload_does_not_wait_for_the_short_ones():
-    world = World(budget=100 * WINDOW, segment=WINDOW)
-    short = [world.open(16, user=1) for _ in range(40)]
-    long = world.open(100, user=2)
-    assert any(world.ledger.waits(one) for one in short)
-    assert world.told == [long]
+def test_what_counts_of_short_uploads_is_their_bytes():
+    _, uploads = world_of_short_uploads(40, chunks=8)
+    assert begun(uploads) == [True] * 20 + [False] * 20
+    world = World(budget=200 * WINDOW, segment=WINDOW)
+    tiny = []
+    for handle in range(1, 201):  # a tenth of a chunk each
+        receiver = Receiver(UploadOffer(transfer=TRANSFER, handle=handle, name="", size=CHUNK // 10, chunk_size=CHUNK))
+        assert world.ledger.fits(receiver, 0, handle)
+        receiver.accept(chunk_size=CHUNK, stored=0, terms=TERMS, now=0.0)
+        world.ledger.join(receiver, lambda: None, handle, waits=False)
+        tiny.append(receiver)
+    assert world.ledger._total == 200 * (CHUNK // 10)
+
+
+@pytest.mark.parametrize("user", [1, 99])
+def test_uploads_that_wait_to_begin_slow_down_no_long_one(user):
+    world, _ = world_of_short_uploads(40)
+    long = world.open(100, user=user)
+    assert long.limit == 16
+    world.send(long)
+    world.store(long, 8)
+    assert not long.held
+    assert not world.ledger.waits(long)
+    assert world.send(long) == 8
+
+
+@pytest.mark.parametrize("upload", [(100, 0), (17, 0), (None, 0)])
+def test_an_upload_that_is_not_short_begins_at_once(upload):
+    world, _ = world_of_short_uploads(40)
+    chunks, stored = upload
+    assert world.open(chunks, user=99, stored=stored).limit > 0
+
+
+def test_what_is_left_of_a_long_upload_may_be_short():
+    world, _ = world_of_short_uploads(40)
+    assert world.ledger.waits(world.open(100, user=99, stored=84 * CHUNK))
+    assert not world.ledger.waits(world.open(100, user=99, stored=83 * CHUNK))
+
+
+def test_who_waits_to_begin_waits_for_room_like_everybody_where_there_is_none():
+    world = World(budget=12 * WINDOW, segment=WINDOW)
+    long = [world.open(100, user=user) for user in range(4)]
+    short = [world.open(16, user=10 + user) for user in range(12)]
+    assert begun(short) == [True] * 8 + [False] * 4
+    for one in long:
+        world.send(one)
+        world.store(one, 4)
+    assert all(one.held for one in long)  # they yield
+    assert all(one.limit for one in long + short[:8])
+    for one in short[:4]:
+        world.send(one)
+        world.store(one, 16)
+        world.ledger.leave(one)
+    assert set(short[8:]) <= set(world.told)
+    assert world.ledger._total <= world.ledger.budget
 
 
 def test_nobody_waits_long_for_short_uploads_whose_senders_are_slow():
-    world = World(budget=100 * WINDOW, segment=WINDOW)
-    short = [world.open(16, user=user) for user in range(90)]
+    world, short = world_of_short_uploads(90)
+    world.ledger.look(0.0)
+    assert sum(world.ledger.waits(one) for one in short) == 80  # the first look says nothing yet
+    world.ledger.look(0.5)
+    assert not any(world.ledger.waits(one) for one in short)
+    for one in short:
+        world.send(one)
+    assert not world.ledger.waits(world.open(16, user=91))  # still so
+
+
+def test_short_uploads_take_turns_again_once_their_senders_hurry():
+    world, short = world_of_short_uploads(60)
     world.ledger.look(0.0)
     world.ledger.look(0.5)
+    for one in short:
+        world.send(one)
+    world.ledger.look(1.0)
+    assert world.ledger.waits(world.open(16, user=91))
+
+
+def test_short_uploads_take_turns_again_once_all_have_ended():
+    world, short = world_of_short_uploads(60)
+    world.ledger.look(0.0)
+    world.ledger.look(0.5)
+    for one in short:
+        world.ledger.leave(one)
+    world.ledger.look(1.0)
+    assert begun([world.open(16, user=user) for user in range(12)]) == [True] * 10 + [False] * 2
+
+
+def test_slow_senders_are_not_known_by_what_long_ones_send():
+    world, short = world_of_short_uploads(40)
+    long = [world.open(1000, user=99 + number) for number in range(4)]
+    for now in (0.0, 0.5):
+        for one in long:
+            world.send(one)
+            world.store(one, 16)
+            world.send(one)
+        world.ledger.look(now)
     assert not any(world.ledger.waits(one) for one in short)
 
 
+@pytest.mark.parametrize(("came", "slow"), [(39, True), (40, False)])
+def test_slow_senders_are_known_by_what_came_and_by_what_was_stored_lately(came, slow):
+    world, short = world_of_short_uploads(90)
+    world.send(short[0])
+    world.store(short[0], 16)
+    world.ledger.look(0.0)  # that was before
+    for one in short[1:4]:
+        world.send(one)
+    for _ in range(8):
+        world.store(short[1], 1)
+    short[3].received -= 48 - came
+    world.ledger.look(0.5)
+    assert world.ledger.waits(short[80]) is not slow
+
+
+def test_no_short_upload_overtakes_who_waits_to_begin():
+    world, _ = world_of_short_uploads(9)
+    world.open(12, user=20)
+    assert world.ledger.waits(world.open(16, user=21))
+    assert world.ledger.waits(world.open(4, user=22))
+
+
+def test_who_begins_later_counts_for_no_more_than_its_size():
+    world, short = world_of_short_uploads(24, chunks=8)
+    for one in short[:2]:
+        world.ledger.leave(one)
+    assert world.told == short[20:22]
+
+
+@pytest.mark.parametrize("segment", [0, CHUNK])
+def test_users_take_turns(segment):
+    world = World(budget=CHUNK, segment=segment)
+    first = world.open(1)
+    waiting = [world.open(1, user=user) for user in (1, 1, 2, 2)]
+    for one in (first, *(waiting[number] for number in (0, 2, 1, 3))):
+        assert world.send(one) == 1
+        world.store(one, 1)
+        world.ledger.leave(one)
+
+
+def test_short_uploads_whose_speed_is_known_count_no_more_among_the_new():
+    world, short = world_of_short_uploads(24)
+    world.ledger.look(0.0)
+    for one in short[:10]:
+        world.send(one)
+        one.received -= 8  # half of it came, which is enough for not being slow
+    world.ledger.look(0.5)
+    assert world.told == short[10:20]
+
+
+@pytest.mark.parametrize("chunks", [8, 16])
+def test_short_uploads_that_wait_for_storage_keep_their_turn(chunks):
+    world, short = world_of_short_uploads(24, chunks=chunks)
+    for one in short:
+        world.send(one)
+    for step in range(8):
+        world.ledger.look(step / 2)
+    assert world.told == []
+
+
 def test_short_uploads_that_move_go_on_a_few_at_a_time():
-    world = World(budget=100 * WINDOW, segment=WINDOW)
-    short = [world.open(16, user=user) for user in range(40)]
+    world, short = world_of_short_uploads(40)
     for step in range(3):
         for one in short:
             world.send(one)
@@ -275,6 +430,23 @@ def test_short_uploads_that_move_go_on_a_few_at_a_time():
             world.send(one)
         world.ledger.look(step / 2)
     assert world.told == short[10 : 10 + 3 * 6]
+
+
+def test_what_is_stored_to_its_end_is_neither_held_nor_waits():
+    world = World(budget=2 * WINDOW)
+    first, _ = world.open(16, user=1), world.open(100, user=2)
+    late = world.open(100, user=3)
+    world.send(first)
+    world.store(first, 8)
+    assert first.held
+    world.store(first, 8)
+    assert not first.held
+    assert not world.ledger.waits(first)
+    assert world.told == [late]
+    world.ledger.budget = 1
+    world.ledger.leave(late)
+    world.ledger.moved(first)
+    assert not world.ledger.waits(first)
 
 
 def run(world: World, uploads: list[Receiver], chances: random.Random, *, slack: int) -> None:
@@ -300,7 +472,7 @@ def test_any_number_of_uploads_ends_within_the_budget(count, segment):
     uploads = [world.open(8, user=number % 7) for number in range(count)]
     run(world, uploads, random.Random(count), slack=0)
     assert world.ledger.window() == WINDOW
-    assert world.ledger._total == world.ledger._of_short == 0
+    assert world.ledger._total == world.ledger._of_new == 0
     assert not world.ledger._of_user
 
 
