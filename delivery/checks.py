@@ -184,6 +184,8 @@ def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> li
 
 def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Look at the web server, as far as it can be told before it runs."""
+    if check_settings():
+        return []  # nothing can be said of limits that are none
     found: list[CheckMessage] = []
     options = conf.current()
     wanted = max(options.max_message, options.plain_max_message)

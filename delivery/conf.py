@@ -54,7 +54,7 @@ class Settings:
     plain_max_message: int = _option(16 * MIB, "Largest message of a plain-mode client.", unit="bytes", low=1, high=GIB)
     chunk_size: int = _option(
         512 * KIB,
-        "Largest chunk of an upload, a power of two; deliveries go in chunks of 256 KiB at most.",
+        "Largest chunk of an upload, a power of two; less by default where less fits. Deliveries: 256 KiB at most.",
         unit="bytes",
         low=CHUNK_SIZE_MIN,
         high=CHUNK_SIZE_MAX,
@@ -129,6 +129,15 @@ def given() -> dict[str, Any]:
     return dict(getattr(django_settings, "DELIVERY", {}) or {})
 
 
+def _usual_chunk(settings: Settings) -> int:
+    """Return the chunk size in bytes where the site names none: the default, or what fits."""
+    bounds: tuple[Any, ...] = (settings.max_message, settings.window)
+    if not all(isinstance(bound, int) for bound in bounds):
+        return settings.chunk_size  # the system checks say what is wrong
+    most = min(settings.chunk_size, settings.max_message - FRAME_HEADER_BYTES, settings.window)
+    return 1 << (max(CHUNK_SIZE_MIN, most).bit_length() - 1)
+
+
 _cached: tuple[dict[str, Any], Settings] | None = None
 
 
@@ -140,5 +149,8 @@ def current() -> Settings:
         known = {key.lower(): value for key, value in options.items() if key in FIELDS}
         if known.get("allowed_origins") is not None:
             known["allowed_origins"] = tuple(known["allowed_origins"])
-        _cached = (dict(options), Settings(**known))
+        settings = Settings(**known)
+        if "chunk_size" not in known:
+            settings = dataclasses.replace(settings, chunk_size=_usual_chunk(settings))
+        _cached = (dict(options), settings)
     return _cached[1]

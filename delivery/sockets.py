@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import struct
 import sys
 
 # Python does not name it everywhere. https://lwn.net/Articles/560082/
@@ -13,6 +14,9 @@ TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "
 
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)  # Linux
 UNPACED = b"reno"  # every Linux has it, and lets everybody choose it
+
+TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+ROUND_TRIP_AT = 68  # in Linux's `struct tcp_info`: u32 microseconds, smoothed
 
 
 def queue_little(transport: asyncio.BaseTransport, unsent: int) -> None:
@@ -34,3 +38,16 @@ def pace_nothing_locally(transport: asyncio.BaseTransport) -> None:
     if ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
         with contextlib.suppress(OSError):
             line.setsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, UNPACED)
+
+
+def round_trip(transport: asyncio.BaseTransport) -> float | None:
+    """Return the seconds to the peer and back as TCP measured them lately, None where the system does not say."""
+    line = transport.get_extra_info("socket")
+    if TCP_INFO is None or line is None:
+        return None
+    try:
+        said: bytes = line.getsockopt(socket.IPPROTO_TCP, TCP_INFO, ROUND_TRIP_AT + 4)
+        (micros,) = struct.unpack_from("=I", said, ROUND_TRIP_AT)
+    except (OSError, struct.error):  # a Unix socket has no such thing
+        return None
+    return micros / 1e6 if micros else None

@@ -47,3 +47,18 @@ def test_nothing_is_paced_to_a_peer_on_this_machine_only(
         monkeypatch.setattr(sockets, "UNPACED", other)
         sockets.pace_nothing_locally(Line(line, peer))
         assert congestion_control(line) == (other if unpaced else default)
+
+
+def test_the_round_trip_on_this_machine_is_short() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as line:
+        seconds = sockets.round_trip(Line(line, server.getsockname()))
+        assert seconds is not None
+        assert 0 < seconds < 0.5
+    assert sockets.round_trip(Line(line, None)) is None  # closed
+
+
+def test_what_has_no_network_has_no_round_trip() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert sockets.round_trip(Line(one, None)) is None
+    assert sockets.round_trip(Line(None, None)) is None  # type: ignore[arg-type]

@@ -72,7 +72,10 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", default=os.environ.get("DELIVERY_URL") or DEFAULT_URL, help="ws:// or wss:// address")
     command.add_argument("--token", default=os.environ.get("DELIVERY_TOKEN") or None, help="the login")
     command.add_argument(
-        "--chunk-size", type=_chunk_size, default=524_288, metavar="BYTES", help="largest chunk (default 524288)"
+        "--chunk-size",
+        type=_chunk_size,
+        metavar="BYTES",
+        help="largest chunk (default: 524288 to a server that is near, 262144 elsewhere)",
     )
     command.add_argument("--json", action="store_true", help="one JSON object a line on standard output, for scripts")
     command.add_argument("--quiet", action="store_true", help="show errors only")

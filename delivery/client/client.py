@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from delivery import sockets
 from delivery.client.ceiling import Ceilings, default_ceilings
 from delivery.client.deliveries import Incoming
 from delivery.client.dialing import NotNow, dial
 from delivery.client.host import Host, Observer
 from delivery.client.link import Link
+from delivery.client.reading import LargeMessages
 from delivery.client.reasons import stopped
 from delivery.client.sources import open_source
 from delivery.client.traffic import EARLY_DATA_BYTES, MAX_MESSAGE_BYTES
@@ -29,6 +31,11 @@ from delivery.protocol.backoff import Closed, Plan, Recovery
 from delivery.protocol.frames import is_chunk_size
 from delivery.protocol.messages import Hello, UploadOffer
 
+CHUNK_BYTES = 262_144
+#: Each chunk costs the same Python; but on a line of 64 kbit/s one of these takes a minute, and small messages wait for it.
+NEAR_CHUNK_BYTES = 524_288
+NEAR_SECONDS = 0.002  # to the server and back: no slow line is as short
+
 
 def connect(
     url: str,
@@ -37,7 +44,7 @@ def connect(
     client_id: str | None = None,
     receive: bool = False,
     groups: Sequence[str] = (),
-    chunk_size: int = 524_288,
+    chunk_size: int | None = None,
     window: int = 16_777_216,
     open_timeout: float | None = None,
     observer: Observer | None = None,
@@ -48,7 +55,8 @@ def connect(
     `url`: ws:// or wss://. `token`: a login, sent as `Authorization: Bearer`. `client_id`: 1..64 characters, the same
     in the next process where that should go on with deliveries of this one; random by default. `receive`: have the
     server offer what waits for this user and for `groups`. `chunk_size`: the largest to send and receive, bytes, a power
-    of two from 4,096 to 4,194,304; a small message waits for the chunk that is on its way. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for
+    of two from 4,096 to 4,194,304; by default 524,288 to a server that is near, 262,144 elsewhere, where a slow line may be
+    between. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for
     the first welcome, None for as long as it takes. `observer`: called on the loop with what happens to the connection.
 
     Entering raises `ConnectionStopped` where the server refuses us, `UsageError` for arguments that cannot be right,
@@ -79,7 +87,7 @@ class Client(Host):
         client_id: str,
         receive: bool,
         groups: tuple[str, ...],
-        chunk_size: int,
+        chunk_size: int | None,
         window: int,
         open_timeout: float | None,
         observer: Observer | None,
@@ -87,17 +95,19 @@ class Client(Host):
     ) -> None:
         if urlsplit(url).scheme not in ("ws", "wss"):
             raise UsageError(f"expected a ws:// or wss:// URL, got {url!r}")
-        if not is_chunk_size(chunk_size):
+        if chunk_size is not None and not is_chunk_size(chunk_size):
             raise UsageError(f"chunk_size must be a power of two from 4096 to 4194304, not {chunk_size}")
         if not 1 <= len(client_id) <= 64:
             raise UsageError("client_id must have 1 to 64 characters")
         self._ceilings = ceilings or default_ceilings()
-        super().__init__(Recovery(min(chunk_size, self._ceilings.get(url) or chunk_size)), groups, observer)
+        most = chunk_size or NEAR_CHUNK_BYTES
+        super().__init__(Recovery(min(most, self._ceilings.get(url) or most)), groups, observer)
         self.url = url
         self.client_id = client_id
         self._token = token
         self._receive = receive
         self._window = window
+        self._chosen = chunk_size is not None
         self._open_timeout = open_timeout
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -270,12 +280,19 @@ class Client(Host):
             return plan
         if socket is None:
             return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
-        self._link = link = Link(self, socket, chunk_size=self.recovery.chunk_size, window=self._window)
+        self._link = link = Link(self, socket, chunk_size=self._chunk_size(socket), window=self._window)
         try:
             how = await link.run(self._hello())
         finally:
             self._link = None
         return self._closed(link, how)
+
+    def _chunk_size(self, socket: LargeMessages) -> int:
+        """Return the largest chunk to send over `socket`, in bytes."""
+        seconds = sockets.round_trip(socket.transport)
+        if self._chosen or (seconds is not None and seconds <= NEAR_SECONDS):
+            return self.recovery.chunk_size
+        return min(self.recovery.chunk_size, CHUNK_BYTES)
 
     def _hello(self) -> Hello:
         return Hello(

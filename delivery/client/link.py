@@ -109,7 +109,7 @@ class Link(Traffic):
             retry_after=retry_after,
             unacked=self._nothing_got_through(),
             welcomed_seconds=alive,
-            chunk_size=self.core.peer.chunk_size if self.core.peer else None,
+            chunk_size=self.largest_chunk,
         )
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -62,6 +62,11 @@ class Traffic:
         """The largest message in bytes that the server said it takes."""
         return self.core.peer.max_message if self.core.peer else None
 
+    @property
+    def largest_chunk(self) -> int | None:
+        """The largest chunk in bytes that either side sends, None before the server's `welcome`."""
+        return min(self._chunk_size, self.core.peer.chunk_size) if self.core.peer else None
+
     def _nothing_got_through(self) -> bool:
         """Return whether chunks are unacked, or a delivery that we accepted never sent its first chunk."""
         silent = (

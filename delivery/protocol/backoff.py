@@ -21,8 +21,8 @@ class Closed:
 
     `code` is the close code, 1006 where the TCP connection was lost. `retry_after` (seconds) is the server's advice
     from `going_away`. `unacked`: chunks were sent that no ack covers. `welcomed_seconds`: how long the connection
-    lived after its welcome, 0 where there was none. `chunk_size`: the largest chunk that the server announced, in bytes,
-    None where it did not come to that.
+    lived after its welcome, 0 where there was none. `chunk_size`: the largest chunk that the client could send, in
+    bytes, None where it did not come to that.
     """
 
     code: int

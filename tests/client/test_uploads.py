@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from delivery import sockets
 from delivery.client import connect, traffic
 from delivery.client.ceiling import Ceilings
 from delivery.errors import ConnectionStopped, IntegrityError, Refused, TransferAborted, UsageError
@@ -165,6 +166,37 @@ async def test_1009_halves_the_chunks_and_is_remembered_for_the_url(
     async with connect(server.url, ceilings=again) as client:
         await client.send(file)
         assert not client.statistics.closes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "largest"),
+    [
+        (0.002, None, 524_288),
+        (0.003, None, 262_144),
+        (None, None, 262_144),
+        (0.003, 524_288, 524_288),
+        (0.0001, 65_536, 65_536),
+    ],
+)
+async def test_large_chunks_go_to_servers_that_are_near(
+    server: CoreServer, monkeypatch: pytest.MonkeyPatch, seconds: float | None, chosen: int | None, largest: int
+) -> None:
+    server.chunk_size = 1_048_576
+    monkeypatch.setattr(sockets, "round_trip", lambda transport: seconds)
+    async with connect(server.url, chunk_size=chosen) as client:
+        await client.send(os.urandom(2_000_000))
+    assert max(server.sizes) == largest + 12
+
+
+async def test_1009_from_a_server_far_away_halves_what_was_sent(
+    server: CoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.chunk_size = 1_048_576
+    server.refuse = lambda message: 1009 if len(message) > 131_072 + 12 else None
+    monkeypatch.setattr(sockets, "round_trip", lambda transport: 0.05)
+    async with connect(server.url) as client:
+        await client.send(os.urandom(2_000_000))
+        assert client.statistics.closes == {1009: 1}
 
 
 async def test_1009_at_the_floor_names_both_limits(server: CoreServer) -> None:

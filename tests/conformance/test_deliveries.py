@@ -140,6 +140,8 @@ async def test_the_offered_chunk_size_fits_what_hello_announced(connect: Connect
     await send(site, alice)
     small = await connect(alice, receive=True, chunk_size=16_384)
     assert (await small.hear("offer"))["chunk_size"] == 16_384
+    large = await connect(alice, receive=True, chunk_size=1_048_576)
+    assert (await large.hear("offer"))["chunk_size"] == CHUNK
     tight = await connect(alice, receive=True, max_message=65_548)
     offer = await tight.hear("offer")
     assert offer["chunk_size"] == 65_536
