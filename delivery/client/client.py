@@ -289,10 +289,11 @@ class Client(Host):
 
     def _chunk_size(self, socket: LargeMessages) -> int:
         """Return the largest chunk to send over `socket`, in bytes."""
-        seconds = sockets.round_trip(socket.transport)
-        if self._chosen or (seconds is not None and seconds <= NEAR_SECONDS):
+        if self._chosen:
             return self.recovery.chunk_size
-        return min(self.recovery.chunk_size, CHUNK_BYTES)
+        seconds = sockets.round_trip(socket.transport)
+        near = seconds is not None and seconds <= NEAR_SECONDS
+        return min(self.recovery.chunk_size, NEAR_CHUNK_BYTES if near else CHUNK_BYTES)
 
     def _hello(self) -> Hello:
         return Hello(
