@@ -18,12 +18,15 @@ UNPACED = b"reno"  # every Linux has it, and lets everybody choose it
 TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 ROUND_TRIP_AT = 68  # in Linux's `struct tcp_info`: u32 microseconds, smoothed
 
+# A Unix socket has no such option; and a socket may be closed by now, of which uvloop makes a ValueError.
+NO_SUCH_OPTION = (OSError, ValueError)
+
 
 def queue_little(transport: asyncio.BaseTransport, unsent: int) -> None:
     """Have the kernel take at most `unsent` bytes ahead of the network: what is said last waits behind no more."""
     line = transport.get_extra_info("socket")
     if TCP_NOTSENT_LOWAT is not None and line is not None:
-        with contextlib.suppress(OSError):  # a Unix socket has no such option
+        with contextlib.suppress(*NO_SUCH_OPTION):
             line.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent)
 
 
@@ -36,7 +39,7 @@ def pace_nothing_locally(transport: asyncio.BaseTransport) -> None:
     if TCP_CONGESTION is None or line is None or not isinstance(peer, tuple):
         return
     if ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*NO_SUCH_OPTION):
             line.setsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, UNPACED)
 
 
@@ -48,6 +51,6 @@ def round_trip(transport: asyncio.BaseTransport) -> float | None:
     try:
         said: bytes = line.getsockopt(socket.IPPROTO_TCP, TCP_INFO, ROUND_TRIP_AT + 4)
         (micros,) = struct.unpack_from("=I", said, ROUND_TRIP_AT)
-    except (OSError, struct.error):  # a Unix socket has no such thing
+    except (*NO_SUCH_OPTION, struct.error):
         return None
     return micros / 1e6 if micros else None

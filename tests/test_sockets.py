@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
+import uvloop
 
 from delivery import sockets
 
@@ -62,3 +64,20 @@ def test_what_has_no_network_has_no_round_trip() -> None:
     with one, other:
         assert sockets.round_trip(Line(one, None)) is None
     assert sockets.round_trip(Line(None, None)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_connection_that_closed_meanwhile_is_asked_nothing(run) -> None:
+    async def ask() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *address)
+        assert sockets.round_trip(transport) is not None
+        transport.abort()
+        await asyncio.sleep(0.05)
+        assert sockets.round_trip(transport) is None
+        sockets.queue_little(transport, 4096)
+        sockets.pace_nothing_locally(transport)
+        server.close()
+
+    run(ask())
