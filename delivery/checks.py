@@ -184,13 +184,11 @@ def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> li
 
 def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Look at the web server, as far as it can be told before it runs."""
-    if check_settings():
-        return []  # nothing can be said of limits that are none
     found: list[CheckMessage] = []
     options = conf.current()
-    wanted = max(options.max_message, options.plain_max_message)
     limit = os.environ.get("UVICORN_WS_MAX_SIZE", "")
-    if limit.isdecimal() and int(limit) < wanted:
+    known = limit.isdecimal() and not check_settings()  # else ours may be no numbers
+    if known and int(limit) < max(options.max_message, options.plain_max_message):
         found.append(
             Warning(
                 f"UVICORN_WS_MAX_SIZE is {limit} bytes: uvicorn closes with its own 1009 before our limits of "

@@ -38,3 +38,12 @@ def test_what_is_wrong_beside_it_is_left_to_the_checks(settings: Any, wrong: dic
 def test_one_that_was_named_and_does_not_fit_is_an_error(settings: Any) -> None:
     settings.DELIVERY = {"MAX_MESSAGE": 300_000, "CHUNK_SIZE": 524_288}
     assert "delivery.E005" in [message.id for message in checks.run_checks(tags=["delivery"])]
+
+
+def test_a_limit_that_is_none_is_not_compared_with_the_servers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UVICORN_WS_MAX_SIZE", "70000")
+    assert "delivery.W005" in [message.id for message in checks.run_checks(tags=["delivery"])]
+    settings.DELIVERY = {"MAX_MESSAGE": None}
+    found = [message.id for message in checks.run_checks(tags=["delivery"])]
+    assert "delivery.E003" in found
+    assert "delivery.W005" not in found

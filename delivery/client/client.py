@@ -56,8 +56,8 @@ def connect(
     in the next process where that should go on with deliveries of this one; random by default. `receive`: have the
     server offer what waits for this user and for `groups`. `chunk_size`: the largest to send and receive, bytes, a power
     of two from 4,096 to 4,194,304; by default 524,288 to a server that is near, 262,144 elsewhere, where a slow line may be
-    between. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for
-    the first welcome, None for as long as it takes. `observer`: called on the loop with what happens to the connection.
+    between. `window`: the credit of each delivery, bytes. `open_timeout`: seconds to wait for the first welcome, None for
+    as long as it takes. `observer`: called on the loop with what happens to the connection.
 
     Entering raises `ConnectionStopped` where the server refuses us, `UsageError` for arguments that cannot be right,
     `TimeoutError` after `open_timeout`.

@@ -268,7 +268,7 @@ class CreditLedger:
 
     def _count(self, receiver: Receiver) -> None:
         account = self._accounts[receiver]
-        counts = max(0, receiver.offset(_end(receiver)) - receiver.offset(receiver.stored))
+        counts = _unstored(receiver, _end(receiver))
         if account.speed is not None:
             likely = receiver.chunk_size + int(account.speed * AHEAD_SECONDS)
             counts = min(counts, max(likely, _buffered(receiver)))
@@ -296,4 +296,9 @@ def _end(receiver: Receiver) -> int:
 
 
 def _buffered(receiver: Receiver) -> int:
-    return max(0, receiver.received - receiver.stored) * receiver.chunk_size
+    return _unstored(receiver, receiver.received)
+
+
+def _unstored(receiver: Receiver, end: int) -> int:
+    """Return the bytes from what is stored up to chunk `end`."""
+    return max(0, receiver.offset(end) - receiver.offset(receiver.stored))

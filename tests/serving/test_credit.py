@@ -29,9 +29,13 @@ class World:
         self._handles = 0
 
     def open(self, chunks: int | None, *, user: int = 1, chunk_size: int = CHUNK, stored: int = 0) -> Receiver:
-        """Accept one more upload, as `uploading` does."""
-        self._handles += 1
+        """Accept one more upload of so many whole chunks, as `uploading` does."""
         size = None if chunks is None else chunks * chunk_size
+        return self.open_bytes(size, user=user, chunk_size=chunk_size, stored=stored)
+
+    def open_bytes(self, size: int | None, *, user: int = 1, chunk_size: int = CHUNK, stored: int = 0) -> Receiver:
+        """Accept one more upload of `size` bytes."""
+        self._handles += 1
         offer = UploadOffer(transfer=TRANSFER, handle=self._handles, name="", size=size, chunk_size=chunk_size)
         receiver = Receiver(offer)
         waits = not self.ledger.fits(receiver, stored, user)
@@ -261,15 +265,13 @@ def test_of_short_uploads_as_many_begin_as_keep_the_workers_busy(workers, at_onc
 def test_what_counts_of_short_uploads_is_their_bytes():
     _, uploads = world_of_short_uploads(40, chunks=8)
     assert begun(uploads) == [True] * 20 + [False] * 20
-    world = World(budget=200 * WINDOW, segment=WINDOW)
-    tiny = []
-    for handle in range(1, 201):  # a tenth of a chunk each
-        receiver = Receiver(UploadOffer(transfer=TRANSFER, handle=handle, name="", size=CHUNK // 10, chunk_size=CHUNK))
-        assert world.ledger.fits(receiver, 0, handle)
-        receiver.accept(chunk_size=CHUNK, stored=0, terms=TERMS, now=0.0)
-        world.ledger.join(receiver, lambda: None, handle, waits=False)
-        tiny.append(receiver)
+    world = World(budget=40 * CHUNK, segment=WINDOW)
+    tiny = [world.open_bytes(CHUNK // 10, user=user) for user in range(200)]
     assert world.ledger._total == 200 * (CHUNK // 10)
+    for one in tiny:
+        assert world.send(one) == 1
+    world.ledger.look(0.0)
+    assert not any(world.ledger.crowds(one) for one in tiny)
 
 
 @pytest.mark.parametrize("user", [1, 99])
