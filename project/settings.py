@@ -173,7 +173,8 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {
         "plain": {
-            "format": "{asctime}.{msecs:03.0f} {levelname:<7} {name}: {message}",
+            "()": "delivery.escaping.PrintableFormatter",  # names, client ids and addresses are strangers' words
+            "fmt": "{asctime}.{msecs:03.0f} {levelname:<7} {name}: {message}",
             "style": "{",
             "datefmt": "%H:%M:%S",
         }

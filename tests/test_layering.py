@@ -23,11 +23,12 @@ ARROWS: dict[str, str] = {
     "__init__": "site policy tokens mixins",
     # what clients need too: no Django
     "errors": "",
+    "escaping": "",
     "protocol": "",
     "reservation": "",
     "sockets": "",
     "websocket": "",
-    "client": "protocol reservation sockets websocket",
+    "client": "escaping protocol reservation sockets websocket",
     # the ground of the server
     "conf": "",
     "checks": "conf protocol dispatch buffer deployment",
@@ -59,7 +60,7 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf sockets websocket",
+    "launch": "conf escaping sockets websocket",
     "management": "launch serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers",
 }
@@ -82,7 +83,7 @@ OUTSIDE = {
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WITHOUT_DJANGO = ("errors", "protocol", "reservation", "sockets", "websocket", "client")
+WITHOUT_DJANGO = ("errors", "escaping", "protocol", "reservation", "sockets", "websocket", "client")
 
 
 @dataclass(frozen=True)

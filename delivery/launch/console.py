@@ -11,6 +11,8 @@ import queue
 import threading
 from typing import IO
 
+from delivery.escaping import printable_lines
+
 NAME_WIDTH = 8
 QUEUED_LINES = 10_000
 COLOURS = {"web": 36, "worker": 32, "beat": 35, "redis": 33, "up": 1}
@@ -28,18 +30,21 @@ class Console:
         self._thread.start()
 
     def line(self, name: str, text: str) -> None:
-        """Write one line of the part `name`; never blocks."""
+        """Write one line of the part `name`, escaped: a stranger may have chosen words in it. Never blocks."""
         prefix = f"{name:<{NAME_WIDTH}}|"
         if self._coloured:
             prefix = f"\x1b[{COLOURS.get(name.rstrip('0123456789'), 0)}m{prefix}\x1b[0m"
-        self.text(f"{prefix} {text}")
+        self._put(f"{prefix} {printable_lines(text)}")
 
     def say(self, text: str) -> None:
         """Write one line of the launcher itself."""
         self.line("up", text)
 
     def text(self, text: str) -> None:
-        """Write text as it is; never blocks."""
+        """Write text of one or more lines, each escaped; never blocks."""
+        self._put(printable_lines(text))
+
+    def _put(self, text: str) -> None:
         try:
             self._lines.put_nowait(text)
         except queue.Full:

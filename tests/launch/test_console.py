@@ -51,6 +51,18 @@ def test_closing_does_not_wait_for_a_terminal_that_was_stopped() -> None:
     stream.go_on.set()
 
 
+def test_nothing_that_a_part_writes_drives_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    console = Console(stream)
+    console.line("web", "client \x1b]0;owned\x07 \u202egnp\tx")
+    console.text("\n  var\x1b[2J\n  admin")
+    console.close()
+    assert stream.getvalue() == (
+        "\x1b[36mweb     |\x1b[0m client \\x1b]0;owned\\x07 \\u202egnp\tx\n\n  var\\x1b[2J\n  admin\n"
+    )
+
+
 def test_closed_pipe_is_no_error() -> None:
     stream = io.StringIO()
     stream.close = lambda: None  # type: ignore[method-assign]
