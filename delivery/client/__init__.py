@@ -13,10 +13,17 @@ large        messages of a site's own socket that are too large for it
 ceiling      the largest chunk that a URL took, remembered for a day
 """
 
-from delivery.client.client import Client, connect
-from delivery.client.deliveries import Incoming
-from delivery.client.large import LargeMessages
-from delivery.client.statistics import Statistics
-from delivery.client.uploads import Progress, Receipt, Upload
+try:
+    from delivery.client.client import Client, connect
+    from delivery.client.deliveries import Incoming
+    from delivery.client.large import LargeMessages
+    from delivery.client.statistics import Statistics
+    from delivery.client.uploads import Progress, Receipt, Upload
+except ModuleNotFoundError as missing:
+    if missing.name != "websockets":
+        raise
+    raise ModuleNotFoundError(
+        "websockets is missing: pip install 'django-delivery[client]'", name="websockets"
+    ) from None
 
 __all__ = ["Client", "Incoming", "LargeMessages", "Progress", "Receipt", "Statistics", "Upload", "connect"]

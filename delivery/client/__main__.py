@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         report = report_for(as_json=options.json, quiet=options.quiet)
     except ModuleNotFoundError as missing:
-        print(f"{missing.name} is missing: pip install 'delivery[client]'", file=sys.stderr)
+        print(f"{missing.name} is missing: pip install 'django-delivery[client]'", file=sys.stderr)
         return FAILED
     _keep_memory()
     command = commands.send if options.command == "send" else commands.receive
