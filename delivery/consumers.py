@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
 FAIR_MESSAGES = 8  # taken in a row, until others have their turn
-PIECES, STRAIGHT = "delivery.pieces", "delivery.straight"  # ASGI extensions, which `launch.guards` has
+# ASGI extensions, which `launch.guards` has
+PIECES, STRAIGHT, INCOMPLETE = "delivery.pieces", "delivery.straight", "delivery.incomplete"
 
 
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -37,6 +38,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     _abandoned = False
     _write: Callable[[tuple[bytes | bytearray | memoryview, ...]], bool] | None = None  # what a server does at once
     _gives_straight = False
+    _incomplete_at: Callable[[], float] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection, and clean up whatever ends it.
@@ -60,6 +62,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         extensions = scope.get("extensions") or {}
         self._write = extensions[PIECES]["write"] if PIECES in extensions else None
         self._gives_straight = STRAIGHT in extensions
+        self._incomplete_at = extensions[INCOMPLETE]["at"] if INCOMPLETE in extensions else None
         self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
@@ -75,7 +78,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if self.plain is not None:
             await self.plain.end()
         process.current().hearing.close(self.channel_name)
-        self.session = self.plain = self._write = None  # they hold each other
+        self.session = self.plain = self._write = self._incomplete_at = None  # they hold each other
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
@@ -165,6 +168,9 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.base_send(message)
         except (OSError, RuntimeError) as error:  # uvicorn: OSError after loss, RuntimeError after a close
             raise ConnectionClosed from error
+
+    def incomplete_at(self) -> float:
+        return 0.0 if self._incomplete_at is None else self._incomplete_at()
 
     def abandon(self) -> None:
         """Give the connection up, whether or not its peer reads."""

@@ -17,6 +17,7 @@ UNPACED = b"reno"  # every Linux has it, and lets everybody choose it
 
 TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 ROUND_TRIP_AT = 68  # in Linux's `struct tcp_info`: u32 microseconds, smoothed
+BYTES_ACKED_AT = 120  # u64; since Linux 4.1
 
 # A Unix socket has no such option; and a socket may be closed by now, of which uvloop makes a ValueError.
 NO_SUCH_OPTION = (OSError, ValueError)
@@ -45,12 +46,23 @@ def pace_nothing_locally(transport: asyncio.BaseTransport) -> None:
 
 def round_trip(transport: asyncio.BaseTransport) -> float | None:
     """Return the seconds to the peer and back as TCP measured them lately, None where the system does not say."""
+    micros = _tcp_info(transport, ROUND_TRIP_AT, "=I")
+    return micros / 1e6 if micros else None
+
+
+def bytes_acked(transport: asyncio.BaseTransport) -> int | None:
+    """Return how many bytes the peer's TCP has acknowledged in all, None where the system does not say."""
+    return _tcp_info(transport, BYTES_ACKED_AT, "=Q")
+
+
+def _tcp_info(transport: asyncio.BaseTransport, at: int, kind: str) -> int | None:
+    """Return one number of Linux's `struct tcp_info`; `kind` is its format in `struct`."""
     line = transport.get_extra_info("socket")
     if TCP_INFO is None or line is None:
         return None
     try:
-        said: bytes = line.getsockopt(socket.IPPROTO_TCP, TCP_INFO, ROUND_TRIP_AT + 4)
-        (micros,) = struct.unpack_from("=I", said, ROUND_TRIP_AT)
+        info: bytes = line.getsockopt(socket.IPPROTO_TCP, TCP_INFO, at + struct.calcsize(kind))
+        (number,) = struct.unpack_from(kind, info, at)
     except (*NO_SUCH_OPTION, struct.error):
         return None
-    return micros / 1e6 if micros else None
+    return int(number)

@@ -80,6 +80,11 @@ class PastParser(asyncio.BufferedProtocol):
         self._left = 0  # of a frame for the parser, bytes that are still to come
         self._others: list[memoryview] = []  # for the parser
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a part of a frame is here, and the rest of it is not."""
+        return bool(self._head or self._left)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._behind.connection_lost(exc)
 

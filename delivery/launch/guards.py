@@ -47,6 +47,12 @@ PIECES = "delivery.pieces"
 STRAIGHT = "delivery.straight"
 PACE = "delivery.pace"
 
+#: An ASGI extension: its member `at` in the scope returns the monotonic time at which bytes of a message last came that is
+#: not complete yet; 0.0 where no message is under way.
+INCOMPLETE = "delivery.incomplete"
+
+PING_BYTES = 256  # a ping of ours is smaller: a peer's TCP that took more since then took something else as well
+
 
 class GuardedHttp(HttpToolsProtocol):
     """uvicorn's HTTP, with a bound on a request's head and on the time that it takes to come."""
@@ -109,6 +115,9 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     _take_text: Callable[[str], bool] | None = None
     _listening = False  # the application waits for what comes
     _in_turn = 0  # bytes of large messages handed on since others had their turn
+    _front: reading.WholeMessages | None = None
+    _heard_at = 0.0  # monotonic: when bytes came last
+    _acked = 0  # by the peer's TCP, when we last looked
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -118,11 +127,11 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._take = self._take_text = None
+        self._take = self._take_text = self._front = None
         self.conn.parser.close()  # a generator that holds its connection: both would wait for the collector of cycles
 
     def data_received(self, data: bytes) -> None:
-        began = time.monotonic()
+        self._heard_at = began = time.monotonic()
         super().data_received(data)
         if not self.handshake_initiated:
             self._refuse_handshake()
@@ -137,10 +146,20 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         """From now on, take whole messages past the parser; unless its peer, before our answer, sent it something."""
         if self.transport.is_closing() or self.conn.reader.buffer:
             return
-        self.transport.set_protocol(reading.WholeMessages(self, reading.buffers()))
+        self._front = reading.WholeMessages(self, reading.buffers())
+        self.transport.set_protocol(self._front)
         if self.transport.is_reading():  # uvloop looks at the kind of protocol only as it begins to read
             self.transport.pause_reading()
             self.transport.resume_reading()
+
+    def bytes_received(self) -> None:
+        """Note that bytes came, of whatever."""
+        self._heard_at = time.monotonic()
+
+    def incomplete_at(self) -> float:
+        """Return the monotonic time at which bytes of an incomplete message came last; 0.0 where none is under way."""
+        begun = self.conn.reader.buffer or self.conn.current_size is not None
+        return self._heard_at if begun or (self._front is not None and self._front.incomplete) else 0.0
 
     def takes(self, length: int) -> bool:
         """Return whether a whole message of `length` bytes may come now; else the parser knows what it is."""
@@ -233,6 +252,29 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         if self._count_control():
             super().handle_pong(event)
 
+    def send_keepalive_ping(self) -> None:
+        super().send_keepalive_ping()
+        self._acked = sockets.bytes_acked(self.transport) or 0
+
+    def keepalive_timeout(self) -> None:
+        """Close a peer of which nothing came for the whole timeout, and to which nothing went either.
+
+        uvicorn waits for the pong alone. No pong overtakes the large frame that its peer is sending, and no ping of ours
+        overtakes what we are sending: on a slow link either takes longer than the timeout.
+        """
+        if self.ping_timeout is None or (left := self._patience(self.ping_timeout)) <= 0:
+            super().keepalive_timeout()
+            self.loop.call_later(CLOSE_SECONDS, self.transport.abort)  # what it does not read would be kept for ever
+        else:
+            self.pong_timer = self.loop.call_later(left, self.keepalive_timeout)
+
+    def _patience(self, timeout: float) -> float:
+        """Return how many more seconds to wait for a pong. `timeout`: of a peer with which no bytes are exchanged."""
+        before, self._acked = self._acked, sockets.bytes_acked(self.transport) or 0
+        if self._acked - before > PING_BYTES:
+            return timeout
+        return self._heard_at + timeout - time.monotonic()
+
     def _count_control(self) -> bool:
         now = self.loop.time()
         if now - self._control_since >= CONTROL_SECONDS:
@@ -294,7 +336,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
         extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment,typeddict-item,unused-ignore]
-        extensions |= {PIECES: {"write": self.write}, STRAIGHT: {}}
+        extensions |= {PIECES: {"write": self.write}, STRAIGHT: {}, INCOMPLETE: {"at": self.incomplete_at}}
         try:
             await super().run_asgi()
         finally:

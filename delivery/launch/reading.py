@@ -32,6 +32,9 @@ MOST_SPARE = 8  # buffers of this process that wait for their next use
 class Socket(Behind, Protocol):
     """What stands behind: uvicorn's protocol, guarded."""
 
+    def bytes_received(self) -> None:
+        """Note that bytes came, of whatever."""
+
     def large_received(self, data: bytes) -> None:
         """Take a whole binary message."""
 
@@ -96,6 +99,7 @@ class WholeMessages(PastParser):
         return memoryview(self._buffer)[self._at : self._end or self._size]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._socket.bytes_received()
         self._texts = 0
         if self._buffer is None:
             self._split(self._buffers.scratch[:nbytes])
@@ -105,6 +109,10 @@ class WholeMessages(PastParser):
             return
         if self._at == self._end:
             self._whole(self._buffer)
+
+    @property
+    def incomplete(self) -> bool:
+        return super().incomplete or (self._buffer is not None and self._at > 0)
 
     # -- frames ------------------------------------------------------------------------------------------------------
 

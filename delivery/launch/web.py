@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: How long uvicorn waits, in seconds, for what `before_close` has left.
 GRACEFUL_SHUTDOWN_SECONDS = 5
 ANSWER_SECONDS = 2.0
+PING_SECONDS = 20.0  # between WebSocket's own pings
+PONG_SECONDS = 60.0  # without a pong and without any other byte: then the peer is gone
 NEW_OBJECTS = 5_000  # between two looks at the youngest; Python's own 700 are those of five connections
 #: How long after a signal, in seconds beside `drain_seconds`, the process is ended whatever hangs in it.
 LAST_SECONDS = GRACEFUL_SHUTDOWN_SECONDS + ANSWER_SECONDS + 1.0
@@ -52,8 +54,8 @@ class WebOptions:
             ws=guards.GuardedWebSocket,  # websockets-sansio, the only one with backpressure both ways
             ws_max_size=self.message_limit,
             ws_per_message_deflate=False,
-            ws_ping_interval=20.0,
-            ws_ping_timeout=60.0,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PONG_SECONDS,
             loop="uvloop",
             lifespan="off",
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,

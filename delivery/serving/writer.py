@@ -34,6 +34,12 @@ class Socket(Protocol):
 
     def abandon(self) -> None: ...
 
+    def incomplete_at(self) -> float:
+        """Return the monotonic time at which bytes of an incomplete message came last.
+
+        0.0 where none is under way, or where the server does not say.
+        """
+
 
 class Writer:
     """The one task that writes to a socket. Belongs to the event loop of its connection."""

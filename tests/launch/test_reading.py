@@ -34,6 +34,9 @@ class Parsed:
             assert isinstance(frame, Frame)
             self.messages.append(bytes(frame.data))
 
+    def bytes_received(self) -> None:
+        pass
+
     def large_received(self, data: bytes) -> None:
         self.straight += 1
         self.messages.append(data)
