@@ -3,6 +3,9 @@
 In the target directory lies `.delivery/`: `<transfer>.part` holds the bytes, `<transfer>.json` how many of them were
 made durable. When the digest agrees, the part is moved to its name, and the JSON file stays for 30 days as the receipt
 that answers a repeated offer, should the server never have heard our `done`.
+
+Others may do anything to these files meanwhile: a cleaner removes a part, a person takes a name. A receipt is written
+only where the file under the name is the one that we wrote and hashed; else the save fails, or all is received again.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -19,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from delivery.client import placement
 from delivery.client.files import FOLDER, candidates, clean_name, sync_directory
 from delivery.client.notes import Note, Sidecar, prune
 from delivery.client.sinks import Saved
@@ -60,6 +65,7 @@ class FileSink:
         self._file = -1
         self._position = 0
         self._reserved = 0  # byte up to which the file has its blocks
+        self._unsure = False  # whether what was written may not be there: the note goes no further then
         self._hash = hashlib.sha256()
         self._synced_at = 0.0
         self._synced_to = 0  # byte below which all is durable, or being made so
@@ -158,24 +164,44 @@ class FileSink:
     def _find_position(self) -> Saved | None:
         note = self._sidecar.read()
         if (saved := self._receipt(note)) is not None:  # another process saved it while we came for the lock
-            self._part.unlink(missing_ok=True)
-            self._release()
+            self._remove_part()
             return saved
         if note is not None and note.state == "complete":
-            self._note = note
-            if os.fstat(self._file).st_size != note.size:  # moved already: what we opened is a new, empty part
-                self._write_note(replace(note, state="saved"))
-            return self._commit()
+            return self._take_up(note)
         there = os.fstat(self._file).st_size
-        known = note.position if note and note.size == self._note.size else 0
+        known = note.position if note and note.state == "partial" and note.size == self._note.size else 0
         position = min(known, there)
         if position != self._note.size:
             position -= position % CHUNK_SIZE_MIN
+        self._begin(position)
+        return None
+
+    def _begin(self, position: int) -> None:
+        """Go on from byte `position`, and forget what the part has behind it."""
         os.ftruncate(self._file, position)
         self._reserved = position
-        self._position = self._rehash(position)
-        self._note = replace(self._note, position=self._position)
-        self._synced_at, self._synced_to = time.monotonic(), self._position
+        self._hash = _sha256(self._file, position)
+        self._position = position
+        self._note = replace(self._note, position=position)
+        self._synced_at, self._synced_to = time.monotonic(), position
+
+    def _take_up(self, note: Note) -> Saved | None:
+        """Go on with moving what an earlier process received whole; None where it must all be received again.
+
+        That process may have been killed at any step, and others may have changed the files since: they are hashed.
+        """
+        target = self._target(note)
+        if note.size == os.fstat(self._file).st_size and _sha256(self._file, note.size).hexdigest() == note.sha256:
+            self._note, self._position = note, note.size
+            if note.claimed and not placement.is_file_of(target, self._file):
+                placement.remove_claim(target)
+            return self._commit()
+        if _holds(target, note):  # moved already: what we opened is a new, empty part
+            return self._say_saved(note)
+        if note.claimed:
+            placement.remove_claim(target)
+        self._sidecar.remove()
+        self._begin(0)
         return None
 
     def _lock(self, descriptor: int) -> int:
@@ -196,21 +222,8 @@ class FileSink:
         self._note = note
         self._sidecar.write(note, durable=durable)
 
-    def _rehash(self, length: int) -> int:
-        """Hash what an earlier process kept; return how many bytes that were."""
-        self._hash = hashlib.sha256()
-        buffer = memoryview(bytearray(WRITE_BYTES))
-        at = 0
-        os.lseek(self._file, 0, os.SEEK_SET)
-        while at < length:
-            count = os.readv(self._file, [buffer[: length - at]])
-            if not count:
-                raise OSError(errno.EIO, "the part became shorter", str(self._part))
-            self._hash.update(buffer[:count])
-            at += count
-        return at
-
     def _write(self, blocks: Sequence[memoryview]) -> None:
+        self._check_part()
         for block in blocks:
             self._reserve(self._position + len(block))
             self._hash_and_write(block)
@@ -229,9 +242,8 @@ class FileSink:
         self._reserved = until if worth_it and reserve(self._file, begin, until - begin) else size
 
     def _hash_and_write(self, block: memoryview) -> None:
-        start = self._position
-        os.lseek(self._file, start, os.SEEK_SET)
         while block:
+            self._check_length(os.lseek(self._file, 0, os.SEEK_END))
             count = os.write(self._file, block[:WRITE_BYTES])
             # Hashed as far as it was written: should the disk fill up, both still agree with the position.
             self._hash.update(block[:count])
@@ -241,11 +253,33 @@ class FileSink:
     def _sync(self) -> None:
         """Make the data durable first, and only then say so."""
         self._synced_at, self._synced_to = time.monotonic(), self._position
-        if self._file >= 0 and self._position != self._note.position:
+        if self._file >= 0 and self._position != self._note.position and not self._unsure:
             self._make_durable(self._position)
 
+    def _check_length(self, there: int) -> None:
+        if there != self._position:
+            raise self._spoilt(f"another process changed it: {there} bytes, not {self._position}")
+
+    def _check_part(self) -> None:
+        """Raise `OSError` where the part is no longer the file that we write."""
+        if not os.path.lexists(self._part):
+            raise self._spoilt("another process removed it")
+        if not placement.is_file_of(self._part, self._file):
+            raise self._spoilt("another process replaced it")
+
+    def _spoilt(self, why: str) -> OSError:
+        """Forget how far we are, since nothing of it can be trusted; return the error to raise."""
+        self._unsure = True
+        self._sidecar.remove()
+        return OSError(errno.EIO, why, str(self._part))
+
     def _make_durable(self, position: int) -> None:
-        _flush(self._file)
+        self._check_part()
+        try:
+            _flush(self._file)
+        except OSError:
+            self._unsure = True  # a second flush may succeed although the first one dropped what it could not write
+            raise
         self._write_note(replace(self._note, position=position), durable=False)
 
     def _close(self) -> None:
@@ -259,46 +293,88 @@ class FileSink:
         if expected - {sha256}:
             self._discard()
             raise IntegrityError(f"what was received has the SHA-256 {sha256}, another was announced")
+        self._check_length(os.fstat(self._file).st_size)
+        if self._unsure:
+            raise OSError(errno.EIO, "not all of it could be made durable", str(self._part))
         os.fsync(self._file)
         self._note = replace(self._note, position=self._position, size=self._position, state="complete", sha256=sha256)
         return self._commit()
 
     def _commit(self) -> Saved:
         """Move the part to its name, so that a crash at any point neither loses nor doubles it."""
-        if self._note.state != "saved" and (self._note.path is None or not self._moved(Path(self._note.path))):
-            for candidate in candidates(self._name):
-                target = self._directory / candidate
-                if os.path.lexists(target):
-                    continue
-                self._write_note(replace(self._note, path=str(target)))
-                if _move(self._part, target):
-                    break
-        self._write_note(replace(self._note, state="saved"))
+        if self._note.path is None or not placement.is_file_of(self._target(self._note), self._file):
+            self._place()
+        return self._say_saved(self._note)
+
+    def _place(self) -> None:
+        """Give the part the first name that is free."""
+        for candidate in candidates(self._name):
+            target = self._directory / candidate
+            if os.path.lexists(target):
+                continue
+            self._check_part()
+            self._write_note(replace(self._note, path=str(target), claimed=False))
+            if self._move(target):
+                self._check_target(target)
+                return
+
+    def _move(self, target: Path) -> bool:
+        try:
+            return placement.link(self._part, target)
+        except OSError as error:
+            if not placement.has_no_hard_links(error):
+                raise
+        self._write_note(replace(self._note, claimed=True))  # for the next process, should this one be killed
+        return placement.claim_and_rename(self._part, target)
+
+    def _check_target(self, target: Path) -> None:
+        """Raise `OSError` unless the file under the name is the one that we wrote, all of it."""
+        if placement.is_file_of(target, self._file):
+            there = os.fstat(self._file).st_size
+            if there != self._position:
+                target.unlink()
+            self._check_length(there)
+        elif not _holds(target, self._note):  # not all file systems give a file one number for all its names
+            if placement.is_same(self._part, target):
+                target.unlink()
+            raise self._spoilt("another process replaced it")
+
+    def _say_saved(self, note: Note) -> Saved:
+        """Write the receipt: the file is there under its name, and also after a power cut."""
         sync_directory(self._directory)
-        self._part.unlink(missing_ok=True)
-        self._release()
+        self._write_note(replace(note, state="saved", claimed=False))
+        self._remove_part()
         prune(self._folder)
         return self._saved(self._note)
 
-    def _moved(self, target: Path) -> bool:
-        """Return whether an earlier attempt, cut short, had given the part its name already."""
-        try:
-            return os.path.samestat(os.stat(target), os.fstat(self._file))
-        except FileNotFoundError:
-            return False
+    def _target(self, note: Note) -> Path:
+        # The note may have come here with its directory, or name it from another working directory.
+        return self._directory / Path(note.path or self._name).name
 
     def _receipt(self, note: Note | None) -> Saved | None:
-        return self._saved(note) if note is not None and note.state == "saved" else None
+        """Return what an earlier process saved; None where the file under the name is something else now.
 
-    @staticmethod
-    def _saved(note: Note) -> Saved:
-        if note.path is None or note.sha256 is None or note.size is None:
-            raise IntegrityError(f"the receipt of {note.transfer} is incomplete")
-        return Saved(note.size, note.sha256, Path(note.path))
+        A file that is gone was moved away by whom it is for: its receipt stands.
+        """
+        if note is None or note.state != "saved":
+            return None
+        target = self._target(note)
+        return self._saved(note) if not os.path.lexists(target) or _holds(target, note) else None
+
+    def _saved(self, note: Note) -> Saved:
+        if note.sha256 is None or note.size is None:
+            raise StorageUnavailable(f"the receipt of {note.transfer} is incomplete")
+        return Saved(note.size, note.sha256, self._target(note))
+
+    def _remove_part(self) -> None:
+        """Remove the part and let go of it, in this order: another process may not lock what is about to go."""
+        if os.name == "nt":  # which removes no file that is open
+            self._release()
+        self._part.unlink(missing_ok=True)
+        self._release()
 
     def _discard(self) -> None:
-        self._release()
-        self._part.unlink(missing_ok=True)
+        self._remove_part()
         self._sidecar.remove()
         self._position = 0
         self._hash = hashlib.sha256()
@@ -309,17 +385,30 @@ def _flush(descriptor: int) -> None:
     getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
-def _move(part: Path, target: Path) -> bool:
-    """Give the part its name without ever replacing a file; return False where the name was taken meanwhile."""
+def _sha256(descriptor: int, length: int) -> hashlib._Hash:
+    """Hash the first `length` bytes of an open file. Raises `OSError` where it has fewer."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(WRITE_BYTES))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while length:
+        count = os.readv(descriptor, [buffer[:length]])
+        if not count:
+            raise OSError(errno.EIO, "it became shorter")
+        digest.update(buffer[:count])
+        length -= count
+    return digest
+
+
+def _holds(path: Path, note: Note) -> bool:
+    """Return whether the file at `path` is all that the note says, by its SHA-256."""
     try:
-        os.link(part, target)
-    except FileExistsError:
-        return False
-    except OSError:
-        # No hard links on this file system: claim the name with an empty file, and replace that.
-        try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != note.size:
             return False
-        os.replace(part, target)
-    return True
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            return _sha256(descriptor, note.size).hexdigest() == note.sha256
+        finally:
+            os.close(descriptor)
+    except OSError:  # what cannot be read is not known to be it
+        return False
