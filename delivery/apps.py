@@ -13,8 +13,8 @@ class DeliveryConfig(AppConfig):
 
     def ready(self) -> None:
         from delivery import checks, drain
-        from delivery.transfers import forgetting
+        from delivery.transfers import deletion
 
         checks.register_all()
         drain.connect()
-        forgetting.connect()
+        deletion.connect()

@@ -272,8 +272,13 @@ class Event(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField(_("at"))
-    payload = models.ForeignKey(Payload, null=True, on_delete=models.CASCADE, related_name="events")
-    transfer = models.ForeignKey(Transfer, null=True, on_delete=models.CASCADE, related_name="events")
+    # Ids that the database does not check: an event is written after what it tells of, which may be gone by then.
+    payload = models.ForeignKey(
+        Payload, null=True, on_delete=models.CASCADE, related_name="events", db_constraint=False
+    )
+    transfer = models.ForeignKey(
+        Transfer, null=True, on_delete=models.CASCADE, related_name="events", db_constraint=False
+    )
     kind = models.CharField(_("kind"), max_length=32)
     detail = models.JSONField(_("detail"), default=dict, blank=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.utils import timezone
 
@@ -171,5 +172,6 @@ def delivery_of(payload: Payload, user: Any) -> Transfer:
 
 
 def create_for_users(payload: Payload, users: list[Any]) -> None:
-    """Make the deliveries of a payload to users; those who have one keep it."""
+    """Make the deliveries of a payload to users; those who have one keep it, and who is deleted by now gets none."""
+    users = locks.keep(get_user_model(), users)
     Transfer.objects.bulk_create([delivery_of(payload, user) for user in users], ignore_conflicts=True)

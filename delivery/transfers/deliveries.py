@@ -139,7 +139,9 @@ def catch_up(user: Any, address: str) -> None:
         .select_related("payload")
     )
     for found in missing:
-        completing.create_for_users(found.payload, [user])
+        with transaction.atomic():
+            if locks.keep(Payload, [found.payload_id]):  # else it was deleted since we looked
+                completing.create_for_users(found.payload, [user])
 
 
 def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
@@ -246,6 +248,8 @@ def decline(transfer: UUID, client: str) -> None:
     with transaction.atomic():
         # An accept that came just before reads the position before it writes it: it has to be through, or to see this.
         locks.hold(Transfer.objects.filter(pk=transfer))
+        if not Transfer.objects.filter(pk=transfer).exists():
+            return
         ClientPosition.objects.update_or_create(
             transfer_id=transfer,
             client=client,

@@ -1,6 +1,8 @@
 """The timeline: events are noted at once, written in batches, never on the path of a chunk.
 
 Each process writes what it noted: a web process every second, a task at its end. Events hold ids and numbers, no names.
+The database does not check their ids: what they tell of may be deleted before they are written, and they outlive it
+until they expire.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import logging
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, IntegrityError, router, transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
-from delivery.models import Event, Payload, Transfer
+from delivery.models import Event
 from delivery.transfers.rows import Insert
 
 logger = logging.getLogger(__name__)
@@ -43,13 +45,8 @@ def write() -> None:
     if not (batch := _taken()):
         return
     try:
-        try:
-            # SQLite looks at keys at COMMIT: inside the site's own transaction that would fail with ours.
-            _write(_existing(batch) if _in_transaction() else batch)
-        except IntegrityError:  # something is gone by now, and its events go with it
-            _write(_existing(batch))
-    except IntegrityError as error:  # deleted in this very moment
-        logger.warning("%d events are dropped: %s", len(batch), type(error).__name__)
+        with transaction.atomic():
+            _LINES.run(batch)
     except DatabaseError as error:
         _waiting.extendleft(reversed(batch))
         logger.warning("events wait: %s", type(error).__name__)
@@ -61,24 +58,3 @@ def _taken() -> list[Line]:
         while True:
             batch.append(_waiting.popleft())
     return batch
-
-
-def _in_transaction() -> bool:
-    return bool(transaction.get_connection(router.db_for_write(Event)).in_atomic_block)
-
-
-def _write(batch: list[Line]) -> None:
-    with transaction.atomic():
-        _LINES.run(batch)
-
-
-def _existing(batch: list[Line]) -> list[Line]:
-    """Return the events of what exists still."""
-    payloads = _keys(Payload, {payload for _, _, payload, _, _ in batch})
-    transfers = _keys(Transfer, {transfer for _, _, _, transfer, _ in batch})
-    return [line for line in batch if line[2] in payloads and line[3] in transfers]
-
-
-def _keys(model: type[Payload] | type[Transfer], keys: set[UUID | None]) -> set[UUID | None]:
-    wanted = [key for key in keys if key is not None]
-    return {*model._default_manager.filter(pk__in=wanted).values_list("pk", flat=True), None}

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import QuerySet
-from django.db.models.signals import pre_delete
 
 from delivery.models import Direction, Payload, Transfer, TransferState, Usage
 from delivery.transfers import ending, locks
@@ -21,15 +19,6 @@ class Forgotten:
 
     ended: int
     deleted: int
-
-
-def connect() -> None:
-    """Have a user's deletion end what is theirs; called once by the app's configuration."""
-    pre_delete.connect(_on_delete, sender=get_user_model(), dispatch_uid="delivery.forgetting")
-
-
-def _on_delete(instance: Any, **_ignored: Any) -> None:
-    forget(instance.pk, everything=False)
 
 
 def forget(user: Any, *, everything: bool) -> Forgotten:

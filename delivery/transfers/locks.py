@@ -1,6 +1,6 @@
 """Locks on rows, and the one order in which every transaction takes them.
 
-    Payload, Transfer, what hangs on these (ClientPosition, Attachment and the site's own object), Usage;
+    Payload, Transfer, what hangs on these (ClientPosition, Attachment and the site's own object), Usage, User;
     several rows of one kind in the order of their primary keys.
 
 SQLite has one writer at a time. PostgreSQL has many: two transactions that lock the same two rows in opposite orders
@@ -9,7 +9,7 @@ wait for each other until it breaks one of them off. Runs in a thread; transacti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -57,6 +57,33 @@ def hold(rows: models.QuerySet[Any]) -> None:
     """Lock rows in the order of their keys, and read nothing; the database may have no such locks, and need none."""
     if _connection(rows.model).features.has_select_for_update:
         list(lock(rows).order_by("pk").values_list("pk"))
+
+
+def close(rows: models.QuerySet[Any]) -> None:
+    """Lock rows that are to be deleted, in the order of their keys: against rows that refer to them, too."""
+    if _connection(rows.model).features.has_select_for_update:
+        list(rows.select_for_update().order_by("pk").values_list("pk"))
+
+
+def keep(model: type[models.Model], keys: Sequence[Any]) -> list[Any]:
+    """Return those of `keys` that exist, and keep them from being deleted until the transaction ends.
+
+    Where one writes at a time, that is so once a transaction has begun; the keys come back as they are.
+    """
+    connection = _connection(model)
+    if connection.vendor != "postgresql" or not keys:
+        return list(keys)
+    quote, key = connection.ops.quote_name, model._meta.pk
+    places = ", ".join(["%s"] * len(keys))
+    table, column = quote(model._meta.db_table), quote(key.column or key.name)
+    with connection.cursor() as cursor:
+        # Shared: many may refer to one user at once. Django has no name for this lock.
+        cursor.execute(
+            f"SELECT {column} FROM {table} WHERE {column} IN ({places}) ORDER BY {column} FOR KEY SHARE",
+            [key.get_db_prep_value(one, connection) for one in keys],
+        )
+        found = {key.to_python(one) for (one,) in cursor.fetchall()}
+    return [one for one in keys if one in found]
 
 
 def hold_payloads(keys: Iterable[UUID]) -> list[UUID]:
