@@ -13,12 +13,12 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from delivery import sockets
 from delivery.client.ceiling import Ceilings, default_ceilings
+from delivery.client.credentials import checked_token, without_credentials
 from delivery.client.deliveries import Incoming
-from delivery.client.dialing import NotNow, dial
+from delivery.client.dialing import NotNow, check_url, dial
 from delivery.client.host import Host, Observer
 from delivery.client.link import Link
 from delivery.client.reading import LargeMessages
@@ -52,7 +52,8 @@ def connect(
 ) -> Client:
     """Return a client for `async with`, which connects on entering and stays connected until leaving.
 
-    `url`: ws:// or wss://. `token`: a login, sent as `Authorization: Bearer`. `client_id`: 1..64 characters, the same
+    `url`: ws:// or wss://. `token`: a login, sent as `Authorization: Bearer`; white space around it does not
+    count, and it appears in no message, log or traceback. `client_id`: 1..64 characters, the same
     in the next process where that should go on with deliveries of this one; random by default. `receive`: have the
     server offer what waits for this user and for `groups`. `chunk_size`: the largest to send and receive, bytes, a power
     of two from 4,096 to 4,194,304; by default 524,288 to a server that is near, 262,144 elsewhere, where a slow line may be
@@ -93,8 +94,8 @@ class Client(Host):
         observer: Observer | None,
         ceilings: Ceilings | None,
     ) -> None:
-        if urlsplit(url).scheme not in ("ws", "wss"):
-            raise UsageError(f"expected a ws:// or wss:// URL, got {url!r}")
+        self._token = checked_token(token)
+        check_url(url, token=self._token)
         if chunk_size is not None and not is_chunk_size(chunk_size):
             raise UsageError(f"chunk_size must be a power of two from 4096 to 4194304, not {chunk_size}")
         if not 1 <= len(client_id) <= 64:
@@ -104,7 +105,6 @@ class Client(Host):
         super().__init__(Recovery(min(most, self._ceilings.get(url) or most)), groups, observer)
         self.url = url
         self.client_id = client_id
-        self._token = token
         self._receive = receive
         self._window = window
         self._chosen = chunk_size is not None
@@ -121,7 +121,9 @@ class Client(Host):
         except BaseException as error:
             await self.close()
             if isinstance(error, TimeoutError):
-                raise TimeoutError(f"{self.url} did not answer within {self._open_timeout} s") from None
+                raise TimeoutError(
+                    f"{without_credentials(self.url)} did not answer within {self._open_timeout} s"
+                ) from None
             raise
         if self._error is not None:
             await self.close()
@@ -276,7 +278,7 @@ class Client(Host):
             socket = await dial(self.url, self._token, closing=self._closing)
         except NotNow as error:
             plan = self.recovery.refused(random.random())
-            self.tell("refused", error=str(error), wait=round(plan.wait, 3))
+            self.tell("refused", url=without_credentials(self.url), error=str(error), wait=round(plan.wait, 3))
             return plan
         if socket is None:
             return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
@@ -311,7 +313,13 @@ class Client(Host):
         plan = self.recovery.closed(how, random.random())
         if plan.stop:
             self.tell("closed", code=how.code, reason=link.reason, wait=None, chunk_size=plan.chunk_size)
-            raise stopped(how.code, link.reason, max_message=link.max_message, chunk_size=plan.chunk_size)
+            raise stopped(
+                how.code,
+                link.reason,
+                max_message=link.max_message,
+                chunk_size=plan.chunk_size,
+                has_login=self._token is not None or self._welcomed.is_set(),
+            )
         self.tell("closed", code=how.code, reason=link.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size)
         if plan.shrunk:
             self._ceilings.remember(self.url, plan.chunk_size)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
+from http import HTTPStatus
 from typing import cast
 from urllib.parse import urlsplit
 
 import websockets
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from delivery import sockets
+from delivery.client.credentials import logger, without_credentials
 from delivery.client.reading import LargeMessages
-from delivery.client.reasons import refused_by_http
+from delivery.client.reasons import redirected, refused_by_http
 from delivery.client.traffic import MAX_MESSAGE_BYTES
 from delivery.errors import ConnectionStopped, UsageError
 
@@ -24,14 +29,30 @@ WRITE_BUFFER_BYTES = 131_072
 UNSENT_BYTES = 131_072  # that the kernel takes ahead of the network: no small message overtakes what is queued there
 
 
+CLOSED_AT_ONCE = "the connection was closed before the server answered"
+
+
 class NotNow(Exception):
     """There was no connection, but trying again may help; the message says why."""
+
+
+def check_url(url: str, *, token: str | None) -> None:
+    """Raise `UsageError`, which shows no credentials, where no WebSocket can be opened to `url` with `token`."""
+    try:
+        parsed = parse_uri(url)
+        parsed.host.encode("idna")
+    except websockets.InvalidURI as error:
+        raise UsageError(f"expected a ws:// or wss:// URL, got {without_credentials(url)!r}: {error.msg}") from None
+    except ValueError:  # a port out of range, brackets that don't close, a label of the host that is too long
+        raise UsageError(f"the host or port of {without_credentials(url)!r} cannot be right") from None
+    if parsed.user_info is not None and token is not None:
+        raise UsageError("there is a login in the URL and a token beside it: give one of them")
 
 
 async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> LargeMessages | None:
     """Open a WebSocket; return None where `closing` is set meanwhile.
 
-    Raises `NotNow`, `ConnectionStopped` where trying again cannot help, `UsageError` for an impossible URL.
+    Raises `NotNow`, `ConnectionStopped` where trying again cannot help, `UsageError` for an impossible proxy.
     """
     opening = asyncio.ensure_future(_handshake(url, token))
     stopping = asyncio.ensure_future(closing.wait())
@@ -47,24 +68,54 @@ async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> LargeM
     opened = opening.result()
     if opened.subprotocol != SUBPROTOCOL:
         await opened.close()
-        raise ConnectionStopped(1002, f"{url} does not speak {SUBPROTOCOL}: is it the URL of another socket?")
+        shown = without_credentials(url)
+        raise ConnectionStopped(1002, f"{shown} does not speak {SUBPROTOCOL}: is it the URL of another socket?")
     return opened
 
 
 async def _handshake(url: str, token: str | None) -> LargeMessages:
+    """Open a WebSocket; raise what `dial` does for everything that websockets' `connect` can raise."""
     try:
         return await _connect(url, token)
     except ssl.SSLCertVerificationError as error:
         raise ConnectionStopped(1015, f"the server's certificate is not trusted: {error.verify_message}") from error
-    except (websockets.InvalidURI, websockets.InvalidProxy) as error:
-        raise UsageError(str(error)) from error
+    except websockets.InvalidProxy as error:  # its text holds the proxy's password
+        raise UsageError(f"the proxy that the environment names cannot be used: {error.msg}") from None
+    except ImportError as error:
+        raise UsageError(f"the environment names a SOCKS proxy: {error}") from error
+    except websockets.InvalidURI as error:  # of a redirect: our own URL was checked
+        raise redirected(without_credentials(error.uri)) from None
     except websockets.InvalidStatus as error:
         status = error.response.status_code
-        if (final := refused_by_http(status)) is not None:
+        if (final := refused_by_http(status, has_login=token is not None)) is not None:
             raise final from error
-        raise NotNow(f"HTTP {status} from {url} (is that the right path?)") from error
-    except (OSError, TimeoutError, websockets.InvalidHandshake, EOFError) as error:
-        raise NotNow(str(error) or type(error).__name__) from error
+        raise NotNow(_answered(status)) from error
+    except websockets.ConnectionClosed as error:  # accepted and closed at once: a balancer without a server behind it
+        raise NotNow(CLOSED_AT_ONCE) from error
+    except websockets.InvalidMessage as error:
+        if isinstance(error.__cause__, EOFError):
+            raise NotNow(CLOSED_AT_ONCE) from error
+        raise NotNow("the answer is not HTTP; is it wss:// rather than ws://?") from error
+    except (OSError, EOFError, websockets.WebSocketException) as error:
+        raise NotNow(_reason(error)) from error
+
+
+def _answered(status: int) -> str:
+    try:
+        return f"HTTP {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP {status}"
+
+
+def _reason(error: Exception) -> str:
+    """Return why there was no connection, in words without the system's numbers and addresses."""
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "the server does not speak TLS there; is it ws:// rather than wss://?"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
+        return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return CLOSED_AT_ONCE if isinstance(error, ConnectionError | EOFError) else str(error) or type(error).__name__
 
 
 async def _connect(url: str, token: str | None) -> LargeMessages:
@@ -81,6 +132,7 @@ async def _connect(url: str, token: str | None) -> LargeMessages:
         max_size=MAX_MESSAGE_BYTES,
         max_queue=QUEUED_MESSAGES,
         write_limit=WRITE_BUFFER_BYTES,
+        logger=logger,
         create_connection=LargeMessages,
     )
     sockets.queue_little(connection.transport, UNSENT_BYTES)

@@ -12,23 +12,33 @@ _ADVICE = {
     1007: "the server says we sent text that is not UTF-8: this is a bug, please report it",
     1008: "the site's policy refuses this connection",
     4400: "the server says we broke the protocol: this is a bug, please report it",
-    4401: "login refused: get a token with `manage.py delivery_token USER` and pass it as token, --token or DELIVERY_TOKEN",
+    4401: "login refused: get a token with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN, --token or token",
 }
 
+_GET_A_TOKEN = "get one with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN"
+
 _HTTP_ADVICE = {
-    401: "login refused: get a token with `manage.py delivery_token USER`",
-    403: "origin or login refused: check the token (`manage.py delivery_token USER`), and the site's allowed origins and hosts",
-    404: "nothing at this path: is it the URL that the site's routing gives, such as /ws/delivery/ ?",
+    403: "the site refuses the login, this client's origin or the host in the URL: get a new token with "
+    "`manage.py delivery_token USER`; if that does not help, the site's ALLOWED_HOSTS or a proxy in front of it may",
+    404: "there is no WebSocket at this path: expected the URL that the site's routing gives, such as /ws/delivery/",
+    405: "there is no WebSocket at this path: expected the URL that the site's routing gives, such as /ws/delivery/",
     426: "the server does not take WebSockets at this URL",
 }
 
 
 def stopped(
-    code: int, reason: str, *, max_message: int | None = None, chunk_size: int | None = None
+    code: int,
+    reason: str,
+    *,
+    max_message: int | None = None,
+    chunk_size: int | None = None,
+    has_login: bool = True,
 ) -> ConnectionStopped:
     """Return the error for a close code after which reconnecting cannot help. Sizes in bytes."""
     if code == 1009:
         return ConnectionStopped(code, _too_big(max_message, chunk_size or CHUNK_SIZE_MIN))
+    if code == 4401 and not has_login:
+        return ConnectionStopped(code, f"login missing: there is no token; {_GET_A_TOKEN}")
     advice = _ADVICE.get(code, CLOSE_CODES[code].reason if code in CLOSE_CODES else "the server closed")
     return ConnectionStopped(code, f"{advice} ({reason})" if reason else advice)
 
@@ -41,10 +51,22 @@ def _too_big(max_message: int | None, chunk_size: int) -> str:
     )
 
 
-def refused_by_http(status: int) -> ConnectionStopped | None:
+def refused_by_http(status: int, *, has_login: bool) -> ConnectionStopped | None:
     """Return the error for an HTTP answer to the handshake, None where trying again can help."""
+    if status in (401, 403) and not has_login:
+        return ConnectionStopped(status, f"the site refuses this client: there is no token; {_GET_A_TOKEN}")
+    if status == 401:
+        return ConnectionStopped(status, f"login refused: the token is wrong or expired; {_GET_A_TOKEN}")
     if status in _HTTP_ADVICE:
         return ConnectionStopped(status, _HTTP_ADVICE[status])
     if status in (408, 425, 429) or status >= 500:
         return None
     return ConnectionStopped(status, f"the server answered HTTP {status} instead of opening a WebSocket")
+
+
+def redirected(url: str) -> ConnectionStopped:
+    """Return the error for a redirect to `url`, which is none of a WebSocket."""
+    for http, socket in (("https://", "wss://"), ("http://", "ws://")):
+        if url.startswith(http):
+            url = f"{socket}{url.removeprefix(http)}"
+    return ConnectionStopped(1002, f"the server redirects elsewhere: if that is meant, use {url} as the URL")

@@ -420,7 +420,7 @@ async def test_login_refused_says_what_to_do(server: CoreServer) -> None:
 
 async def test_http_403_says_what_to_do(server: CoreServer) -> None:
     server.token = "forbidden"
-    with pytest.raises(ConnectionStopped, match="origin or login refused"):
+    with pytest.raises(ConnectionStopped, match="there is no token"):
         async with connect(server.url):
             pass
 
