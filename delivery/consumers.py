@@ -73,11 +73,13 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             pass
 
     async def _clean_up(self) -> None:
-        if self.session is not None:
-            await self.session.end(self._close_code)
-        if self.plain is not None:
-            await self.plain.end()
-        process.current().hearing.close(self.channel_name)
+        process.current().hearing.close(self.channel_name)  # first: nothing changes what is let go of meanwhile
+        try:
+            if self.session is not None:
+                await self.session.end(self._close_code)
+        finally:
+            if self.plain is not None:
+                await self.plain.end()
         self.session = self.plain = self._write = self._incomplete_at = None  # they hold each other
 
     async def dispatch(self, message: dict[str, Any]) -> None:

@@ -124,8 +124,10 @@ class LargeMessageMixin:
             if not leaver.abandoned:
                 raise
         finally:
-            await asyncio.shield(self._large_arrivals.end())
-            shared.sessions.discard(leaver)
+            try:
+                await asyncio.shield(self._large_arrivals.end())
+            finally:
+                shared.sessions.discard(leaver)
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         if process.current().draining:

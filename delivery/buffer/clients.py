@@ -116,8 +116,14 @@ class _WholeClient(redis.asyncio.Redis):
 
 async def aclose() -> None:
     """Close the running loop's connections."""
-    for one in _by_loop.pop(asyncio.get_running_loop(), {}).values():
+    clients = list(_by_loop.pop(asyncio.get_running_loop(), {}).values())
+    await asyncio.gather(*(_close(one) for one in clients), return_exceptions=True)
+
+
+async def _close(one: redis.asyncio.Redis) -> None:
+    try:
         await one.aclose()  # type: ignore[attr-defined,unused-ignore]
+    finally:
         await one.connection_pool.disconnect()
 
 

@@ -72,8 +72,11 @@ class Subscriber:
         pubsub = connection.pubsub(ignore_subscribe_messages=True)
         try:
             # One channel that is always there keeps the connection listening while no topic is.
-            await pubsub.subscribe(keys.channel("all"), *(keys.channel(topic) for topic in self._listeners))
+            topics = set(self._listeners)
+            await pubsub.subscribe(keys.channel("all"), *map(keys.channel, topics))
             self._pubsub = pubsub
+            if missed := self._listeners.keys() - topics:  # added while we waited
+                await pubsub.subscribe(*map(keys.channel, missed))
             prefix = len(keys.channel(""))
             async for message in pubsub.listen():
                 self._dispatch(message["channel"].decode()[prefix:], message["data"])

@@ -89,6 +89,8 @@ class Arrivals:
         left = [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
         if self._arriving is not None and not self._arriving.cancelled():
             left.append(self._arriving.result())
-        for message in left:
-            if message["payload"] is not None:
-                await self._process.db(ending.cancel_payload, message["payload"], by="")
+        payloads = [message["payload"] for message in left if message["payload"] is not None]
+        cancelling = (self._process.db(ending.cancel_payload, payload, by="") for payload in payloads)
+        for payload, outcome in zip(payloads, await asyncio.gather(*cancelling, return_exceptions=True), strict=True):
+            if isinstance(outcome, Exception):
+                logger.error("payload %s is left to expire", payload, exc_info=outcome)

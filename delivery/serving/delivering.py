@@ -16,6 +16,7 @@ from delivery.serving.outflow import Outflow
 from delivery.transfers import deliveries
 from delivery.transfers import events as timeline
 from delivery.transfers.deliveries import Received
+from delivery.transfers.detaching import DetachedDelivery
 from delivery.transfers.taking import Accepted
 
 if TYPE_CHECKING:
@@ -169,8 +170,8 @@ async def aborted(session: Session, sender: Sender, message: messages.Abort) -> 
 async def detach(session: Session, outflow: Outflow) -> None:
     """Note how far it got, and that nobody holds it."""
     if outflow.granted:
-        _note_position(session, outflow)
-        await session.process.write_positions()
-        channel = session.require_holder().channel
-        transfer = outflow.waiting.transfer
-        await session.db(deliveries.detach, transfer, session.client, channel, close_code=session.close_code)
+        transfer, channel = outflow.waiting.transfer, session.require_holder().channel
+        session.process.forget_position(transfer, session.client)  # it is written with the rest
+        position = outflow.sender.acked_bytes
+        detached = DetachedDelivery(transfer, session.client, channel, position, session.close_code)
+        await session.process.detached.put(detached)

@@ -222,7 +222,7 @@ class Intake:
             self._orders.popleft()
         self._process.store_tasks.note(self, 0 if detached else len(self._orders))
         hurried = detached or self._hurried or self.receiver.finish is not None
-        for order in self._orders:
+        for order in list(self._orders):
             due = now >= order.ask_at or (hurried and order.attempt == 0)
             if due and order.order.end <= self._gathering.flushed:
                 await self._ask_for(order, detached=detached)

@@ -6,11 +6,10 @@ Made at the first connection, on the event loop that serves it; its tasks live a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
 from uuid import UUID
@@ -35,8 +34,9 @@ from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.serving.storetasks import StoreTasks
 from delivery.serving.teller import Teller
-from delivery.transfers import deliveries, events, locks, small, taking
+from delivery.transfers import deliveries, detaching, events, locks, small, taking
 from delivery.transfers.deliveries import Received
+from delivery.transfers.detaching import Detached
 from delivery.transfers.small import SmallOffer
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.taking import Accepted
@@ -88,6 +88,9 @@ class Process:
         self.received: Batcher[Received, None] = Batcher(
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
+        self.detached: Batcher[Detached, None] = Batcher(
+            lambda batch: self._write(detaching.note_all, batch), "detached transfers"
+        )
         self.questions = Questions(self)
         count, segment = self._count_workers, options.segment_size
         self.store_tasks = StoreTasks(self._publish_stores, count, segment=segment)
@@ -121,28 +124,23 @@ class Process:
         ]
 
     async def stop(self) -> None:
-        """Write what waits, and end every task and connection of the process."""
+        """Write what waits, and end every task and connection of the process. One failure keeps nothing else."""
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*self._unfinished, return_exceptions=True)
-        await self.small.stop()
-        await self.accepted.stop()
-        await self.received.stop()
-        await self.questions.stop()
-        await self.teller.stop()
-        await self.hearing.stop()
-        await self.neighbours.leave()
-        await self.write_positions()
-        await self._write_events()
-        await self.subscriber.stop()
-        await self.chunks.close()
-        await self.blocks.close()
-        await clients.aclose()
-        self._threads.shutdown(wait=False)
-        self._writer.shutdown(wait=False)
-        self._publishers.shutdown(wait=False)
+        steps: tuple[Callable[[], Awaitable[None]], ...] = (
+            *(self.small.stop, self.accepted.stop, self.received.stop, self.detached.stop, self.questions.stop),
+            *(self.teller.stop, self.hearing.stop, self.neighbours.leave, self.write_positions, self._write_events),
+            *(self.subscriber.stop, self.chunks.close, self.blocks.close, clients.aclose),
+        )
+        for step in steps:
+            try:
+                await step()
+            except Exception:
+                logger.exception("%s fails; the process ends all the same", step.__qualname__)
+        for threads in (self._threads, self._writer, self._publishers):
+            threads.shutdown(wait=False)
 
     async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function`, which talks to the database, in one of our threads.
@@ -272,7 +270,7 @@ class Process:
             valid = await self.db(login.still_valid, [one for _, one in held])
             for (session, _), holds in zip(held, valid, strict=True):
                 if not holds:
-                    session.revoke()
+                    _revoke(session)
 
     async def _write_events(self) -> None:
         await self._write(events.write)
@@ -286,6 +284,13 @@ class Process:
                 logger.warning("the database does not answer: %s", type(error).__name__)
             except Exception:  # whatever it is: nobody would look at logins any more
                 logger.exception("%s fails; it is tried again", action.__name__)
+
+
+def _revoke(session: Leaver) -> None:
+    try:
+        session.revoke()
+    except Exception:  # whatever it is: the others are to be closed all the same
+        logger.exception("a connection whose login does not hold is not closed")
 
 
 def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -114,12 +114,9 @@ class Session:
         self.over = True
         self.close_code = self.close_code or code
         self.timer.stop()
-        await self._cancel_all()
         try:
-            async with asyncio.timeout(DETACH_SECONDS):
-                await self._detach_all()
-        except TimeoutError:
-            logger.warning("connection of %s: detaching took longer than %s s", self.client, DETACH_SECONDS)
+            await self._cancel_all()
+            await self._detach_all()
         finally:
             self.process.sessions.discard(self)
             self.process.lookout.leave(self)
@@ -141,10 +138,24 @@ class Session:
         return self.process.connections.enter(self.user.pk)
 
     async def _detach_all(self) -> None:
-        for intake in self.intakes.values():
-            await uploading.detach(self, intake)
-        for outflow in self.outflows.values():
-            await delivering.detach(self, outflow)
+        """Let go of all transfers at once, each by itself: nobody waits for another, or for its failure.
+
+        Returns after 5 s at the latest; what takes longer goes on without the session.
+        """
+        works = [uploading.detach(self, intake) for intake in list(self.intakes.values())]
+        works += [delivering.detach(self, outflow) for outflow in list(self.outflows.values())]
+        if not works:
+            return
+        detaching = [asyncio.ensure_future(self.process.see_through(self._detached(work))) for work in works]
+        _, late = await asyncio.wait(detaching, timeout=DETACH_SECONDS)
+        if late:
+            logger.warning("connection of %s: detaching takes longer than %s s", self.client, DETACH_SECONDS)
+
+    async def _detached(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:  # whatever it is, it is this transfer's
+            logger.exception("connection of %s: a transfer is not detached", self.client)
 
     def close(self, code: int, reason: str, *, going_away: messages.GoingAway | None = None) -> None:
         """Send what is in the outbox, then close. Says `going_away` first where given."""

@@ -22,6 +22,7 @@ from delivery.serving import discarding, early
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake, Reports
 from delivery.transfers import ending, uploads
+from delivery.transfers.detaching import DetachedUpload
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Earlier, Finished, Opened
 
@@ -219,11 +220,15 @@ async def detach(session: Session, intake: Intake | InlineIntake) -> None:
     async with _answering(session, intake.receiver):
         if intake.task is not None:
             await asyncio.wait([intake.task])  # two may not flush at once
-        await intake.detach()
-        holder = session.require_holder()
-        await session.db(
-            uploads.detach, intake.opened.transfer, holder.session, lease=intake.lease, close_code=session.close_code
-        )
+        try:
+            await intake.detach()
+        finally:  # whatever becomes of what was taken in
+            await _note_detached(session, intake.opened, intake.lease, session.close_code)
+
+
+async def _note_detached(session: Session, opened: Opened, lease: int, close_code: int | None) -> None:
+    holder = session.require_holder()
+    await session.process.detached.put(DetachedUpload(opened.transfer, holder.session, lease, close_code))
 
 
 def _answering(session: Session, receiver: Receiver) -> asyncio.Lock:
@@ -255,8 +260,7 @@ async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Fini
         cancelling = session.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
         await session.process.see_through(cancelling)
     else:
-        holder = session.require_holder()
-        await session.db(uploads.detach, opened.transfer, holder.session, lease=opened.lease, close_code=None)
+        await _note_detached(session, opened, opened.lease, None)
 
 
 async def _settle(session: Session, earlier: Earlier) -> None:
