@@ -143,7 +143,7 @@ class Client(Host):
         if self._task is not None:
             await asyncio.wait([self._task])
         self._stop(self._error or ConnectionStopped(1000, "the client was closed"))
-        if self._beside:
+        while self._beside:
             await asyncio.wait(self._beside)
         # Not waited for: an iterator may block in its thread for as long as it likes.
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -329,7 +329,7 @@ class Client(Host):
         self._error = self._error or error
         for upload in list(self._uploads.values()):
             upload.fail(error)
-        for incoming in list(self._incoming.values()):
+        for incoming in [*self._incoming.values(), *self._saving]:
             incoming.fail(error)
         for expected in self._expected.values():
             if not expected.done():

@@ -6,6 +6,7 @@ It knows what was offered, where its bytes go, and how it ended. Taking chunks o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from delivery.client.sinks import MemorySink, Saved, Sink, StreamSink
 from delivery.client.store import FileSink
 from delivery.client.uploads import Progress
-from delivery.errors import TransferAborted, UsageError
+from delivery.errors import DeliveryError, TransferAborted, UsageError
 from delivery.protocol.messages import DeliveryOffer
 from delivery.protocol.receiver import Receiver
 
@@ -115,14 +116,23 @@ class Incoming:
         """Save it as a file in `directory` and return its path.
 
         The name is cleaned, and numbered where it is taken. What an earlier process or connection received is kept and
-        gone on from; where all of it was saved already, its path is returned and nothing is received again. Cancelling
-        keeps what came. Raises `TransferAborted` with the server's code, `IntegrityError` where the digest differs,
-        `StorageUnavailable` where the disk does not take it, `ConnectionStopped`.
+        gone on from; where all of it was saved already, its path is returned, although the file may have been moved away
+        since, and nothing is received again. Cancelling keeps what came; a later call goes on with the next connection.
+        `progress` is called on the loop; what it raises ends this call, as cancelling does.
+
+        Raises `TransferAborted` with the server's code: where that is final, what came is removed. `IntegrityError` where
+        the digest differs, `StorageUnavailable` where the disk does not take it or another process changed what came,
+        `ConnectionStopped`, `UsageError` where it is being received already or was offered again.
         """
         sink = FileSink(Path(directory), self.transfer, name or self.name, self.size, pool=self._pool)
-        try:
-            saved = await self._into(sink, progress)
-        finally:
+        with self._host.saving(self):
+            try:
+                saved = await self._into(sink, progress)
+            except BaseException as error:
+                gone = isinstance(error, TransferAborted) and error.final
+                with contextlib.suppress(DeliveryError):  # what ended it says more
+                    await self._host.keep_until_done(sink.discard() if gone else sink.close())
+                raise
             await self._host.keep_until_done(sink.close())
         if saved.path is None:
             raise UsageError("it was not received into a file")
@@ -148,7 +158,7 @@ class Incoming:
         """Return its bytes, checked. Raises `UsageError` where they are more than `limit`: save those."""
         if self.size is not None and self.size > limit:
             raise UsageError(f"{self.size} bytes are more than the {limit} that fit into memory: use save")
-        sink = MemorySink()
+        sink = MemorySink(limit)
         await self._into(sink, None)
         return sink.data
 
@@ -185,6 +195,8 @@ class Incoming:
     async def _into(self, sink: Sink, on_progress: Callable[[Progress], None] | None) -> Saved:
         if self._sink is not None:
             raise UsageError("it is being received already")
+        if self.abandoned:
+            self._host.take_up(self)
         self._sink, self._on_progress = sink, on_progress
         try:
             if self.intake is not None:
@@ -192,13 +204,15 @@ class Incoming:
             return await asyncio.shield(self._outcome)
         finally:
             # Whoever waited has gone or has what it wanted: a later offer finds nobody, and is yielded again.
-            if self.intake is not None:
-                intake = self.intake
-                if not self.done:
-                    self.abandoned = True
-                    self._host.detach(self)
-                await intake.closed_down()
-            self._sink = None
+            try:
+                if self.intake is not None:
+                    intake = self.intake
+                    if not self.done:
+                        self.abandoned = True
+                        self._host.detach(self)
+                    await intake.closed_down()
+            finally:
+                self._sink = None
 
     # -- for link and intake ---------------------------------------------------------------------------------------
 
@@ -226,23 +240,38 @@ class Incoming:
 
     def accepted(self, position: int) -> None:
         self._host.note_accepted(self, position)
-        self._tell()
+        self._tell(self.progress)
 
     def report(self, receiver: Receiver) -> None:
         if receiver.offset(receiver.stored) < (self.size or 0):
-            self._tell()
+            self._tell(self.progress)
 
-    def _tell(self) -> None:
-        if self._on_progress and not self.done:
-            self._on_progress(self.progress)
+    def _tell(self, progress: Progress) -> bool:
+        """Call the program's callback; return False where that raised, which ends the call that waits for us."""
+        if self._on_progress is None or self.done:
+            return True
+        try:
+            self._on_progress(progress)
+        except BaseException as error:
+            self.fail(error)
+            self._host.detach(self)
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise  # it is not for us: Ctrl-C
+            return False
+        return True
 
-    def complete(self, saved: Saved) -> None:
-        if self._on_progress and not self.done:
-            self._on_progress(Progress(self.transfer, saved.size, saved.size, saved.size))
+    def complete(self, saved: Saved) -> bool:
+        """Note that all of it was received; return whether the server may be told."""
+        if not self._tell(Progress(self.transfer, saved.size, saved.size, saved.size)):
+            return False
         self._host.settle(self.transfer, saved)
         if not self._outcome.done():
             self._outcome.set_result(saved)
+        return True
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         if not self._outcome.done():
+            if isinstance(error, StopIteration):  # which no future can hold
+                error, cause = RuntimeError(f"{type(error).__name__} where nothing iterates"), error
+                error.__cause__ = cause
             self._outcome.set_exception(error)

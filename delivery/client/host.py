@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from delivery.client.deliveries import Incoming
 from delivery.client.sinks import Saved
 from delivery.client.statistics import Statistics
 from delivery.client.uploads import Upload
-from delivery.errors import TransferAborted
+from delivery.errors import TransferAborted, UsageError
 from delivery.protocol.backoff import Recovery
 from delivery.protocol.messages import DeliveryOffer, Welcome
 
@@ -46,7 +47,8 @@ class Host:
         self._expected: dict[str, asyncio.Future[Incoming]] = {}
         self._waiting: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._link: Link | None = None
-        self._beside: set[asyncio.Task[Any]] = set()
+        self._beside: set[asyncio.Future[Any]] = set()
+        self._saving: set[Incoming] = set()
         self._welcomed = asyncio.Event()
 
     def wake(self) -> None:
@@ -111,6 +113,25 @@ class Host:
                 self._waiting.put_nowait(incoming)
         return incoming
 
+    def take_up(self, incoming: Incoming) -> None:
+        """Go on with a delivery that was given up, when it is offered again. Raises `UsageError` where it was already."""
+        if self._incoming.get(incoming.transfer) is not incoming:
+            raise UsageError("it was offered again meanwhile: take that one")
+        incoming.abandoned = False
+
+    @contextlib.contextmanager
+    def saving(self, incoming: Incoming) -> Iterator[None]:
+        """Keep the threads until this has let go of its file."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._beside.add(ended)
+        self._saving.add(incoming)
+        try:
+            yield
+        finally:
+            self._saving.discard(incoming)
+            self._beside.discard(ended)
+            ended.set_result(None)
+
     def claim(self, payload: str) -> asyncio.Future[Incoming]:
         """Return what will be the delivery of a payload, which then nobody else is given."""
         future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
@@ -146,6 +167,7 @@ class Host:
         task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # who waited may have gone
         return task
 
     async def keep_until_done(self, work: Coroutine[Any, Any, None]) -> None:

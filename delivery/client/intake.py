@@ -86,19 +86,25 @@ class Intake:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     async def _run(self, sink: Sink) -> None:
+        """Receive into `sink`. Whatever is raised fails this delivery alone, and whoever waits for it is told."""
         try:
             saved = await self._receive(sink)
-        except IntegrityError as error:
-            self._abort("digest", str(error), final=True)
-            self.incoming.fail(error)
-        except DeliveryError as error:
-            self._abort("storage_unavailable", "the receiver cannot store it", final=False)
-            self.incoming.fail(error)
-        else:
             if saved is None:
-                await self._detach(sink)
+                await sink.detach()
             else:
                 self._say_done(saved)
+        except IntegrityError as error:
+            self._fail("digest", str(error), error, final=True)
+        except DeliveryError as error:
+            self._fail("storage_unavailable", "the receiver cannot store it", error, final=False)
+        except BaseException as error:  # of the program's observer or our own: nobody else would ever hear of it
+            self._fail("paused", "the receiver failed", error, final=False)
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise
+
+    def _fail(self, code: str, message: str, error: BaseException, *, final: bool) -> None:
+        self.incoming.fail(error)
+        self._abort(code, message, final=final)
 
     async def _receive(self, sink: Sink) -> Saved | None:
         """Take everything in; return None where the connection or the transfer ended before."""
@@ -117,6 +123,9 @@ class Intake:
             if self.closed:
                 break
             if self.receiver.complete:
+                if sink.full:  # done means that the reader has it
+                    await self._until_ready(sink)
+                    continue
                 return await sink.finish(self.receiver.expected_digests())
             await self._wake.wait()
         # What came in whole and undamaged is kept, so that it need not come again.
@@ -154,16 +163,12 @@ class Intake:
             waiting.cancel()
             self._wake.set()
 
-    async def _detach(self, sink: Sink) -> None:
-        try:
-            await sink.detach()
-        except DeliveryError as error:
-            self.incoming.fail(error)
-
     def _say_done(self, saved: Saved) -> None:
-        self.incoming.complete(saved)
-        if self.receiver.live:
-            self._core.done(self.receiver, size=saved.size, sha256=saved.sha256)
+        receiver = self.receiver
+        if receiver.size not in (None, saved.size) or receiver.expected_digests() - {saved.sha256}:
+            raise IntegrityError(f"{saved.size} bytes with the SHA-256 {saved.sha256} were saved, others are offered")
+        if self.incoming.complete(saved) and receiver.live:
+            self._core.done(receiver, size=saved.size, sha256=saved.sha256)
             self._wake_link()
 
     def _abort(self, code: str, message: str, *, final: bool) -> None:

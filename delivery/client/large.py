@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from delivery.client.client import Client
 from delivery.client.deliveries import READ_LIMIT_BYTES, Incoming
-from delivery.errors import DeliveryError, UsageError
+from delivery.errors import UsageError
 from delivery.protocol.limits import MAX_UNANSWERED_OFFERS
 
 POINTER = "delivery.large"
@@ -37,7 +37,7 @@ class LargeMessages:
         self._wanted: dict[str, asyncio.Future[Incoming]] = {}  # by payload: a pointer came, no offer yet
         self._held: dict[str, Incoming] = {}  # by payload: an offer came, no pointer yet; oldest first
         self._task: asyncio.Task[None] | None = None
-        self._error: DeliveryError | None = None
+        self._error: Exception | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._collect())
@@ -112,7 +112,7 @@ class LargeMessages:
                 else:
                     self._held[incoming.payload] = incoming
                     self._make_room()
-        except DeliveryError as error:
+        except Exception as error:  # noqa: BLE001 - of the program's observer, too: whoever waits hears of it
             self._fail(error)
         else:
             self._fail(UsageError("the client was closed"))
@@ -125,7 +125,7 @@ class LargeMessages:
         while self._wanted and len(self._held) >= MAX_UNANSWERED_OFFERS:
             self._held.pop(next(iter(self._held))).decline()
 
-    def _fail(self, error: DeliveryError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = self._error or error
         for wanted in self._wanted.values():
             if not wanted.done():

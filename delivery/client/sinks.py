@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from delivery.errors import IntegrityError
+from delivery.errors import IntegrityError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,14 @@ class Sink(Protocol):
 
 
 class MemorySink:
-    """Keeps all blocks; `data` is what came, in one piece."""
+    """Keeps all blocks, at most `limit` bytes; `data` is what came, in one piece. Raises `UsageError` beyond the limit."""
 
     full = False
     keeps_blocks = True
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.position = 0
+        self._limit = limit
         self._blocks: list[memoryview] = []
         self._hash = hashlib.sha256()
 
@@ -78,6 +79,8 @@ class MemorySink:
         return None
 
     async def write(self, blocks: Sequence[memoryview]) -> None:
+        if self._limit is not None and self.position + sum(map(len, blocks)) > self._limit:
+            raise UsageError(f"it has more bytes than the {self._limit} that fit into memory: use save")
         for block in blocks:
             self._hash.update(block)
             self.position += len(block)
