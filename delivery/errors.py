@@ -10,7 +10,8 @@
     ├── Unavailable             a part we need does not answer; trying again later helps
     │   ├── StorageUnavailable
     │   ├── BufferUnavailable
-    │   └── WorkersUnavailable
+    │   ├── WorkersUnavailable
+    │   └── PolicyUnavailable
     ├── ChunksLost              bytes that were buffered but not stored are gone; carries the position
     ├── StaleLease              a newer writer holds the transfer; nothing was changed
     ├── IntegrityError          bytes differ from their checksum, digest, size or modification time
@@ -98,6 +99,10 @@ class BufferUnavailable(Unavailable):
 
 class WorkersUnavailable(Unavailable):
     """No live Celery worker consumes the queue."""
+
+
+class PolicyUnavailable(Unavailable):
+    """The site's policy raises or does not answer."""
 
 
 class ChunksLost(DeliveryError):

@@ -82,7 +82,10 @@ class Payload(models.Model):
     failure = models.CharField(_("failure"), max_length=64, blank=True)  # an abort code
     inline = models.BinaryField(null=True)  # the bytes themselves, where they are few
     in_place = models.BooleanField(default=False)  # the file belongs to the site: never deleted by us
-    reserved = models.BigIntegerField(default=0)  # bytes that its owner's quota is charged with
+    reserved = models.BigIntegerField(default=0)  # bytes of content that its owner's quota is charged with
+    overhead = models.BigIntegerField(null=True)  # bytes charged for its rows; null: an earlier version made it
+    max_size = models.BigIntegerField(null=True)  # most bytes of content, as the policy said at the last offer
+    max_stored = models.BigIntegerField(null=True)  # most bytes of all that its owner sent, likewise
     keep = models.BooleanField(default=False)  # never expires: for the site itself, or attached
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     completed_at = models.DateTimeField(_("completed"), null=True)

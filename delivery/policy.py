@@ -12,7 +12,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.utils.module_loading import import_string
 
 from delivery import conf
@@ -58,7 +58,10 @@ class Quota:
 
 
 class DefaultPolicy:
-    """What a site may decide. Every method runs in a thread and may query the database; none may block for long."""
+    """What a site may decide. Every method runs in a thread and may query the database; none may block for long.
+
+    One that raises, or does not answer an offer within 5 s, refuses that offer with `busy`, and the log says so.
+    """
 
     def may_connect(self, user: Any) -> bool:
         """Return whether `user`, who is authenticated, may connect, and stay connected."""
@@ -77,7 +80,7 @@ class DefaultPolicy:
         return ()
 
     def max_payload(self, user: Any) -> int:
-        """Return the largest payload in bytes that `user` may upload."""
+        """Return the largest payload in bytes that `user` may upload; MAX_PAYLOAD is the most in any case."""
         return conf.current().max_payload
 
     def quota(self, user: Any) -> Quota:
@@ -85,20 +88,42 @@ class DefaultPolicy:
         return Quota()
 
     def find_user(self, name: str) -> Any | None:
-        """Return the active user whom `user:<name>` means: a primary key, or else a user name; None for nobody.
+        """Return the active user whom `user:<name>` of an offer means; None for nobody.
 
-        Small messages believe an answer for a second.
+        `name` is a primary key, or a user name where it cannot be one. Asked at the first offer: the address that is kept
+        holds the primary key. Small messages believe an answer for a second.
         """
         return user_named(name, get_user_model()._default_manager.filter(is_active=True))
 
 
 def user_named(name: str, users: QuerySet[Any]) -> Any | None:
-    """Return who of `users` has the primary key `name`, or else the user name; None where nobody has."""
+    """Return who of `users` has the primary key `name`; None where nobody has.
+
+    Only what cannot be a primary key is taken for a user name: somebody who is named "2" never gets what is meant for the
+    user with the key 2, who may be gone.
+    """
+    key = key_of(name, users.model)
+    if key is None:
+        return users.filter(**{users.model.USERNAME_FIELD: name}).first()
     try:
-        found = users.filter(pk=name).first()
-    except (ValueError, TypeError, OverflowError, ValidationError):  # no primary key of this model
-        found = None
-    return found or users.filter(**{users.model.USERNAME_FIELD: name}).first()
+        return users.filter(pk=key).first()
+    except (ValueError, OverflowError):  # larger than the database holds
+        return None
+
+
+def key_of(name: str, model: type[Model]) -> Any | None:
+    """Return the primary key of `model` that `name` writes, None where it writes none.
+
+    A number has one spelling, its decimal digits: "02", "+2" and "2_0" are no keys. A UUID may be written in any way.
+    """
+    field: Any = model._meta.pk
+    while field.remote_field is not None:  # a user that extends another model
+        field = field.target_field
+    try:
+        key = field.to_python(name)
+    except (ValueError, TypeError, OverflowError, ValidationError):
+        return None
+    return None if isinstance(key, int) and str(key) != name else key
 
 
 def current() -> DefaultPolicy:

@@ -28,6 +28,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.transfers import completing, events, names
+from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def deliver(
     counted from completion; 7 days by default, never for the site itself.
 
     Recipients hear of it when the surrounding transaction commits; a rollback leaves neither rows nor files. Raises
-    `UsageError` for what cannot be delivered, `StorageUnavailable`.
+    `UsageError` for what cannot be delivered, `StorageUnavailable`, `PolicyUnavailable` where the policy fails over a group.
+    No limit of a user applies: this is the site's own code.
     """
     addresses = _addresses(to)
     described = _Description(payload, name, content_type)
@@ -244,10 +246,11 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
 
 
 def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha256: str) -> None:
+    users = Recipients().of(addresses)  # the policy is asked before anything is locked
     with transaction.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, segments)
-        completing.complete_locked(row, sha256)
+        completing.complete_locked(row, sha256, users)
         if segments:
             transaction.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete

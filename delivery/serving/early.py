@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-from django.db import DatabaseError
-
+from delivery.errors import Refused
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
 from delivery.transfers.small import SmallOffer
@@ -15,8 +13,6 @@ from delivery.transfers.uploads import Finished
 
 if TYPE_CHECKING:
     from delivery.serving.session import Session
-
-logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.01
 TURNS = 3
@@ -35,14 +31,12 @@ async def take(session: Session, receiver: Receiver, offer: UploadOffer) -> Fini
     if receiver.finish is None or chunk is None or not receiver.live:
         return None
     expected = frozenset(receiver.expected_digests())
-    one = SmallOffer(session.user, session.require_holder(), offer, bytes(chunk.data), expected)
     try:
-        return await session.process.small.put(one)
-    except DatabaseError:
-        raise
-    except Exception:  # of the site's policy, for anyone in the batch: the long way tells for whom
-        logger.exception("a batch of small uploads was not taken")
+        admitted = await session.process.admit_small(session.user, offer)
+    except Refused:  # it may be complete already: the long way knows
         return None
+    one = SmallOffer(session.user, session.require_holder(), offer, bytes(chunk.data), expected, admitted)
+    return await session.process.small.put(one)
 
 
 async def _until_finish(session: Session, receiver: Receiver) -> None:

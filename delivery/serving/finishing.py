@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from delivery import dispatch
 from delivery.buffer import markers
-from delivery.errors import IntegrityError, StaleLease, TransferAborted
+from delivery.errors import IntegrityError, Refused, StaleLease, TransferAborted
 from delivery.models import PayloadState
 from delivery.protocol.receiver import Receiver
 from delivery.serving.process import Process
@@ -73,6 +73,8 @@ class Finishing:
             if finished is None:
                 raise TransferAborted("taken_over", final=False) from None
             return finished
+        except Refused as refused:  # its size is learned only now
+            raise TransferAborted("too_large", refused.message) from refused
         except IntegrityError as error:
             logger.error("upload %s: %s", self._opened.payload, error)
             raise TransferAborted("integrity", "stored bytes are missing", final=False) from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
-from delivery.errors import StaleLease, TransferAborted
+from delivery.errors import PolicyUnavailable, Refused, StaleLease, TransferAborted
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver
 from delivery.serving.intake import LOOK_SECONDS, Reports
 from delivery.serving.process import Process
-from delivery.transfers import inline
+from delivery.transfers import inline, recipients
 from delivery.transfers.uploads import Finished, Opened
 
 
@@ -87,6 +88,7 @@ class InlineIntake:
         """Store the rest and complete the payload, in one transaction."""
         receiver = self.receiver
         await self._reports.confirm()
+        users = await self._recipients()
         receiver.rest(time.monotonic())
         finished = await self._process.db(
             inline.complete,
@@ -95,11 +97,19 @@ class InlineIntake:
             receiver.offset(receiver.stored),
             bytes(self._data),
             receiver.expected_digests(),
+            users,
         )
         if finished is None:
             raise TransferAborted("digest")
         receiver.on_stored(receiver.received)
         return finished
+
+    async def _recipients(self) -> list[Any]:
+        payload = self.opened.payload
+        try:
+            return await self._process.policy.ask(self.opened.user, payload, lambda: recipients.of_payload(payload))
+        except (PolicyUnavailable, Refused) as error:
+            raise TransferAborted("busy", str(error), final=False) from error
 
     async def below(self, limit: int) -> None:
         """Nothing to wait for: an inline payload is smaller than any limit."""

@@ -23,7 +23,7 @@ from delivery.serving.finishing import Finishing
 from delivery.serving.gathering import Gathering
 from delivery.serving.process import Process
 from delivery.serving.storetasks import Order
-from delivery.transfers import uploads
+from delivery.transfers import completing, uploads
 from delivery.transfers.storing import StoreOrder
 from delivery.transfers.uploads import Finished, Opened
 
@@ -251,7 +251,8 @@ class Intake:
         lease, position, state = await self._process.db(uploads.position, self.opened.transfer)
         self._moved(lease, position)
         if state != "live" and not self.receiver.complete:
-            self._ended = "cancelled"
+            *_, failure = await self._process.db(completing.outcome, self.opened.payload)
+            self._ended = failure or "cancelled"
         elif lease == self.lease and not await self._process.workers_alive():
             await self._process.db(uploads.waiting, self.opened.transfer, self.lease, WaitingFor.WORKER)
 

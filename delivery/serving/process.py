@@ -21,6 +21,7 @@ from delivery.buffer import clients, markers, memory, workers
 from delivery.buffer.values import Values
 from delivery.buffer.wakeups import Subscriber
 from delivery.errors import BufferUnavailable
+from delivery.protocol.messages import UploadOffer
 from delivery.serving import credit, login
 from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
@@ -29,12 +30,14 @@ from delivery.serving.hearing import Hearing
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
 from delivery.serving.neighbours import Neighbours
+from delivery.serving.policy_threads import PolicyThreads
 from delivery.serving.questions import Questions
 from delivery.serving.rates import Connections, OfferRates
 from delivery.serving.readers import ReaderTable
 from delivery.serving.storetasks import StoreTasks
 from delivery.serving.teller import Teller
-from delivery.transfers import deliveries, detaching, events, locks, small, taking
+from delivery.transfers import admission, deliveries, detaching, events, locks, small, taking
+from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import Detached
 from delivery.transfers.small import SmallOffer
@@ -92,6 +95,7 @@ class Process:
             lambda batch: self._write(detaching.note_all, batch), "detached transfers"
         )
         self.questions = Questions(self)
+        self.policy = PolicyThreads(_with_connections)
         count, segment = self._count_workers, options.segment_size
         self.store_tasks = StoreTasks(self._publish_stores, count, segment=segment)
         self.hearing = Hearing()
@@ -139,6 +143,7 @@ class Process:
                 await step()
             except Exception:
                 logger.exception("%s fails; the process ends all the same", step.__qualname__)
+        self.policy.stop()
         for threads in (self._threads, self._writer, self._publishers):
             threads.shutdown(wait=False)
 
@@ -164,6 +169,14 @@ class Process:
         """Do what `db` does for a transaction of one connection that writes: with the batches, where one may write at a time."""
         run = self.db if locks.many_writers() else self._write
         return await run(function, *args, **kwargs)
+
+    async def admit(self, user: Any, offer: UploadOffer) -> Admission | None:
+        """Return what `admission.ask` does, in a thread that never writes. Raises `Refused`."""
+        return await self.policy.ask(user.pk, offer.transfer, lambda: admission.ask(user, offer))
+
+    async def admit_small(self, user: Any, offer: UploadOffer) -> Admission:
+        """Return what `admission.ask_small` does; offers to the same addresses that come together are asked for once."""
+        return await self.policy.ask(user.pk, offer.to, lambda: admission.ask_small(user, offer))
 
     async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`. Cancelling the caller, whose connection is gone, leaves it running; `stop` waits for it."""

@@ -99,10 +99,12 @@ async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
     earlier = await session.db(uploads.find, session.user.pk, session.require_holder(), offer)
     if earlier is None and session.process.buffer_full and not _is_inline(offer):
         raise Refused("busy", "the buffer is full", retry_after=BUSY_RETRY_AFTER)
+    admitted = await session.process.admit(session.user, offer)  # before anybody is disturbed
     workers = bool(await session.process.workers_alive())
     if earlier is not None and workers:
         await _settle(session, earlier)
-    return await session.change(uploads.open_upload, session.user, session.require_holder(), offer, workers=workers)
+    holder = session.require_holder()
+    return await session.change(uploads.open_upload, session.user, holder, offer, admitted, workers=workers)
 
 
 def _is_inline(offer: UploadOffer) -> bool:
@@ -116,7 +118,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
     receiver.size = opened.size if receiver.size is None else receiver.size
     credit = session.process.credit
     waits = not opened.inline and not credit.fits(receiver, opened.stored, session.user.pk)
-    terms = replace(session.terms(), window=credit.window())
+    terms = replace(session.terms(), window=credit.window(), max_size=opened.max_size)
     session.connection.accept(
         receiver,
         stored=opened.stored,
@@ -154,8 +156,8 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
     try:
         finished = await intake.run()
     except TransferAborted as aborted:
-        if aborted.code == "digest":
-            await session.db(ending.fail, intake.opened.payload, "digest")
+        if aborted.code in ("digest", "too_large"):
+            await session.db(ending.fail, intake.opened.payload, aborted.code)
         final = aborted.final and aborted.code not in ("storage_unavailable", "busy")
         drop(session, intake, aborted.code, final=final, message=aborted.message)
         return

@@ -59,10 +59,11 @@ async def store(process: Process, user: Any, data: bytes, *, content_type: str, 
 async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
     if process.draining:
         raise Refused("draining")
+    admitted = await process.admit(user, offer)
     order = await clients.aclock()
     holder = Holder(user.pk, f"whole:{secrets.token_hex(8)}", secrets.token_hex(8), order, channel="")
     workers = bool(await process.workers_alive())
-    opening = asyncio.ensure_future(process.db(uploads.open_upload, user, holder, offer, workers=workers))
+    opening = asyncio.ensure_future(process.db(uploads.open_upload, user, holder, offer, admitted, workers=workers))
     try:
         opened = await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -87,7 +88,7 @@ class _Sending:
         self._data = memoryview(data)
         self._changed = asyncio.Event()
         self._receiver = Receiver(offer)
-        terms = Terms(window=options.window, segment_size=options.segment_size, max_size=options.max_payload)
+        terms = Terms(window=options.window, segment_size=options.segment_size, max_size=opened.max_size)
         self._receiver.accept(chunk_size=offer.chunk_size, stored=0, terms=terms, now=time.monotonic())
         kind = InlineIntake if opened.inline else Intake
         self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, self._rewind, _confirm))

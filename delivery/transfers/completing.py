@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,11 +13,9 @@ from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import ending, events, locks, notices, quotas
+from delivery.transfers import ending, events, locks, notices, quotas, recipients
 from delivery.transfers.rows import Statement
 
-KNOWN_SECONDS = 1.0  # as long as a login is believed
-MOST_KNOWN = 10_000
 _COMPLETE = Statement(
     Payload,
     "UPDATE {table} SET {state} = %s, {sha256} = %s, {completed_at} = %s, {expires_at} = %s, {sealer} = %s,"
@@ -37,8 +34,10 @@ _ADDRESSES = Statement(Address, "SELECT {address} FROM {table} WHERE {payload} =
 def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> bool:
     """Complete a payload whose stored bytes have the digest `sha256`, or fail it where another was promised.
 
-    `sealer`: complete only if that task still holds the claim. Returns whether the payload is complete now.
+    `sealer`: complete only if that task still holds the claim. Returns whether the payload is complete now. Raises
+    `PolicyUnavailable` where its recipients can't be asked for.
     """
+    users = recipients.of_payload(payload_id)
     with transaction.atomic():
         unfinished = (PayloadState.STORING, PayloadState.SEALING)
         rows = locks.lock(Payload.objects.filter(pk=payload_id, state__in=unfinished))
@@ -48,12 +47,16 @@ def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> boo
         if payload.expected_sha256 and payload.expected_sha256 != sha256:
             ending.fail(payload_id, "digest")
             return False
-        complete_locked(payload, sha256)
+        complete_locked(payload, sha256, users)
     return True
 
 
-def complete_locked(payload: Payload, sha256: str) -> None:
-    """Complete a payload inside the caller's transaction; recipients and waiters hear of it once it has committed."""
+def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None:
+    """Complete a payload inside the caller's transaction; recipients and waiters hear of it once it has committed.
+
+    `users`: the primary keys of its recipients, asked for before the transaction (`recipients.of_payload`). Each gets one
+    delivery; who has one keeps it.
+    """
     now = timezone.now()
     payload.state, payload.sha256, payload.completed_at = PayloadState.COMPLETE, sha256, now
     payload.sealing_at, payload.sealer = None, ""
@@ -63,7 +66,9 @@ def complete_locked(payload: Payload, sha256: str) -> None:
     _END_UPLOAD.run(*done, payload.id, Direction.UPLOAD.value, TransferState.LIVE.value)
     quotas.completed(payload)
     addresses = [address for (address,) in _ADDRESSES.fetch(payload.id)]
-    told = {*addresses, *create_deliveries(payload, addresses)}
+    create_for_users(payload, users)
+    # The users' own addresses, too: a group's members have not all subscribed to it.
+    told = {*addresses, *(f"{policy.USER}{user}" for user in users)}
     notices.add("payload_stored", payload)
     events.note("complete", payload=payload.id, size=payload.size)
     transaction.on_commit(lambda: _announce(payload, told))
@@ -94,70 +99,6 @@ def outcome(payload_id: UUID) -> tuple[str, int, str, str]:
     return (row[0], row[1] or 0, row[2], row[3]) if row else ("", 0, "", "")
 
 
-def create_deliveries(payload: Payload, addresses: list[str]) -> list[str]:
-    """Make one delivery for each user whom the addresses mean; a user who has one keeps it.
-
-    Returns the users' own addresses: a group's members have not all subscribed to it.
-    """
-    users = Recipients().of(addresses)
-    create_for_users(payload, users)
-    return [f"{policy.USER}{user}" for user in users]
-
-
-class Known:
-    """Users that addresses mean, remembered for a second; who is unknown is asked for again. Any thread."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[type, str], tuple[float, Any]] = {}
-
-    def find(self, rules: policy.DefaultPolicy, name: str) -> Any | None:
-        """Return what `rules.find_user` returns, or did within the last second."""
-        key, now = (type(rules), name), time.monotonic()
-        since, user = self._found.get(key, (-KNOWN_SECONDS, None))
-        if now - since < KNOWN_SECONDS:
-            return user
-        user = rules.find_user(name)
-        if user is not None:
-            if len(self._found) >= MOST_KNOWN:
-                self._found = {}
-            self._found[key] = (now, user)
-        return user
-
-
-class Recipients:
-    """Whom addresses mean, as the policy says now; each user and each address is asked for once.
-
-    `known`: where users are looked up first, for messages that come by the hundred in a second.
-    """
-
-    def __init__(self, known: Known | None = None) -> None:
-        self._rules = policy.current()
-        self._remembered = known or Known()
-        self._known: dict[str, list[Any]] = {}
-        self._users_by_name: dict[str, Any | None] = {}
-
-    def find_user(self, name: str) -> Any | None:
-        """Return the user whom `user:<name>` means, None for nobody."""
-        if name not in self._users_by_name:
-            self._users_by_name[name] = self._remembered.find(self._rules, name)
-        return self._users_by_name[name]
-
-    def of(self, addresses: list[str]) -> list[Any]:
-        """Return the primary keys of the users, each once."""
-        return list(dict.fromkeys(user for address in addresses for user in self._users(address)))
-
-    def _users(self, address: str) -> list[Any]:
-        if address not in self._known:
-            self._known[address] = [user.pk for user in self._ask(address)]
-        return self._known[address]
-
-    def _ask(self, address: str) -> Iterable[Any]:
-        if address.startswith(policy.GROUP):
-            return self._rules.group_members(address.removeprefix(policy.GROUP))
-        user = self.find_user(address.removeprefix(policy.USER))
-        return () if user is None else (user,)
-
-
 def delivery_of(payload: Payload, user: Any) -> Transfer:
     """Return a new row, not saved: the delivery of a payload to a user (a primary key)."""
     row = Transfer(
@@ -171,7 +112,7 @@ def delivery_of(payload: Payload, user: Any) -> Transfer:
     return row
 
 
-def create_for_users(payload: Payload, users: list[Any]) -> None:
+def create_for_users(payload: Payload, users: Sequence[Any]) -> None:
     """Make the deliveries of a payload to users; those who have one keep it, and who is deleted by now gets none."""
-    users = locks.keep(get_user_model(), users)
-    Transfer.objects.bulk_create([delivery_of(payload, user) for user in users], ignore_conflicts=True)
+    there = locks.keep(get_user_model(), users)
+    Transfer.objects.bulk_create([delivery_of(payload, user) for user in there], ignore_conflicts=True)

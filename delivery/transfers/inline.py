@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -24,10 +26,12 @@ def store(transfer: UUID, lease: int, offset: int, data: bytes) -> int:
     return row.position
 
 
-def complete(transfer: UUID, lease: int, offset: int, data: bytes, expected: set[str]) -> Finished | None:
+def complete(
+    transfer: UUID, lease: int, offset: int, data: bytes, expected: set[str], users: Sequence[Any]
+) -> Finished | None:
     """Store the last bytes and complete the payload, in one transaction.
 
-    `expected`: the digests that the sender gave. Returns None where what is stored has another one: the payload has
+    `users`: the primary keys of its recipients. `expected`: the digests that the sender gave. Returns None where what is stored has another one: the payload has
     failed. Raises `StaleLease`.
     """
     with transaction.atomic():
@@ -41,5 +45,5 @@ def complete(transfer: UUID, lease: int, offset: int, data: bytes, expected: set
         Payload.objects.filter(pk=payload.pk).update(
             inline=payload.inline, size=payload.size, state=PayloadState.SEALING
         )
-        completing.complete_locked(payload, digest)
+        completing.complete_locked(payload, digest, users)
     return Finished(payload.pk, payload.size, digest)

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Count, F, Q, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from delivery import conf
@@ -51,14 +52,18 @@ def reserve(user: Any, quota: Quota, size: int, *, live: bool) -> None:
         raise Refused("quota", f"at most {quota.stored} bytes and {most} uploads at once")
 
 
-def grow(payload: Payload, quota: Quota, by: int) -> bool:
-    """Charge the owner of a payload of unknown size with `by` bytes more; return whether the quota allows it."""
-    if payload.owner_id is None:
-        return True
-    fits = Usage.objects.filter(user_id=payload.owner_id, stored__lte=quota.stored - by)
-    if not fits.update(stored=F("stored") + by):
-        return False
-    Payload.objects.filter(pk=payload.pk).update(reserved=F("reserved") + by)
+def grow(payload: Payload, max_stored: int, by: int) -> bool:
+    """Charge the owner of a payload with `by` bytes more; return whether `max_stored`, of all of theirs, allows it.
+
+    The payload's row is locked, and `payload` as it is there. `by` may be negative: bytes are given back.
+    """
+    if payload.owner_id is not None:
+        usage = Usage.objects.filter(user_id=payload.owner_id)
+        fits = usage.filter(stored__lte=max_stored - by) if by > 0 else usage
+        if not fits.update(stored=F("stored") + by) and by > 0:
+            return False
+    payload.reserved += by
+    Payload.objects.filter(pk=payload.pk).update(reserved=payload.reserved)
     return True
 
 
@@ -80,7 +85,7 @@ def ended(payload: Payload, *, live: bool) -> None:
     if payload.owner_id is None:
         return
     usage = Usage.objects.filter(user_id=payload.owner_id)
-    usage.update(stored=F("stored") - payload.reserved)
+    usage.update(stored=F("stored") - payload.reserved - (payload.overhead or 0))
     if live:
         _ONE_LESS.run(payload.owner_id)
 
@@ -101,7 +106,8 @@ def _count(user: Any) -> None:
         if usage is None:
             return
         found = Payload.objects.filter(owner=user, state__in=CHARGED).aggregate(
-            stored=Sum("reserved"), live=Count("pk", filter=~Q(state=PayloadState.COMPLETE) & Q(inline=None))
+            stored=Sum(F("reserved") + Coalesce("overhead", 0)),
+            live=Count("pk", filter=~Q(state=PayloadState.COMPLETE) & Q(inline=None)),
         )
         usage.stored, usage.live, usage.counted_at = found["stored"] or 0, found["live"], timezone.now()
         usage.save()

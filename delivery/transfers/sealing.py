@@ -21,11 +21,11 @@ from django.utils import timezone
 
 from delivery import dispatch, notify
 from delivery.buffer import markers
-from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
+from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable, StorageUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import completing, ending, events, hashing, uploads
+from delivery.transfers import completing, ending, events, hashing, recipients, uploads
 from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ DEAD_AFTER_SECONDS = 7.0  # with the 2 s at which a waiter asks again, less than
 def begin(transfer: UUID, lease: int, size: int, sha256: str | None) -> None:
     """Freeze an upload whose every byte is stored: what is left is its digest.
 
-    Raises `StaleLease`, and `IntegrityError` where rows do not hold `size` bytes.
+    Raises `StaleLease`, `IntegrityError` where rows do not hold `size` bytes, `Refused` where the size is learned now and
+    is more than its owner may have.
     """
     with transaction.atomic():
         row = uploads.locked_under(transfer, lease)
@@ -62,7 +63,11 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
     if payload is None:
         return completing.tell(payload_id)
     try:
+        recipients.of_payload(payload_id)  # so that nothing is read for nothing
         digest = _digest(payload, sealer, draining)
+    except PolicyUnavailable as error:
+        logger.error("payload %s not sealed: %s", payload_id, error)
+        digest = None
     except (StorageUnavailable, IntegrityError) as error:
         logger.error("payload %s not sealed: %s", payload_id, error)
         _release(payload_id, sealer)

@@ -22,20 +22,31 @@ from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import completing, events, names, notices, quotas
+from delivery.transfers import admission, events, names, notices, quotas
+from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Insert, Statement, places
 from delivery.transfers.uploads import Finished
-
-_known_users = completing.Known()
 
 UPLOAD, DELIVERY = Direction.UPLOAD.value, Direction.DELIVERY.value
 COMPLETE, DONE, LIVE = PayloadState.COMPLETE.value, TransferState.DONE.value, TransferState.LIVE.value
 
 _PAYLOADS = Insert(
     Payload,
-    *("id", "owner", "name", "content_type", "meta", "size", "reserved", "sha256", "expected_sha256", "state"),
+    *(
+        "id",
+        "owner",
+        "name",
+        "content_type",
+        "meta",
+        "size",
+        "reserved",
+        "overhead",
+        "sha256",
+        "expected_sha256",
+        "state",
+    ),
     *("inline", "keep", "created_at", "completed_at", "expires_at"),
 )
 _ADDRESSES = Insert(Address, "payload", "address")
@@ -48,13 +59,14 @@ _TRANSFERS = Insert(
 
 @dataclass(frozen=True, slots=True)
 class SmallOffer:
-    """An offer with all of its bytes. `expected`: the digests that the sender gave."""
+    """An offer with all of its bytes. `expected`: the digests that the sender gave. `admitted`: with its recipients."""
 
     user: Any
     holder: Holder
     offer: UploadOffer
     data: bytes
     expected: frozenset[str]
+    admitted: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,8 @@ class _Row:
     name: str
     content_type: str
     sha256: str
-    addresses: list[str]
+    addresses: tuple[str, ...]
+    overhead: int
     now: datetime.datetime
     expires: datetime.datetime | None
 
@@ -93,12 +106,11 @@ class Taken:
 
 
 def take(batch: Sequence[SmallOffer]) -> Taken:
-    """Store and complete all offers of a batch in one transaction."""
-    asked = completing.Recipients(_known_users)
+    """Store and complete all offers of a batch in one transaction. The policy was asked before; no site code runs here."""
     try:
         with transaction.atomic():
-            rows = _rows(batch, asked)
-            arrivals = _insert([row for row in rows if row is not None], asked)
+            rows = _rows(batch)
+            arrivals = _insert([row for row in rows if row is not None])
     except IntegrityError:  # an offer of the same transfer came by another process in this moment
         return Taken([None] * len(batch), [])
     return Taken([None if row is None else _finished(row) for row in rows], arrivals)
@@ -108,16 +120,15 @@ def _finished(row: _Row) -> Finished:
     return Finished(row.id, len(row.offered.data), row.sha256, fresh=True)
 
 
-def _rows(batch: Sequence[SmallOffer], asked: completing.Recipients) -> list[_Row | None]:
+def _rows(batch: Sequence[SmallOffer]) -> list[_Row | None]:
     keys = [UUID(one.offer.transfer) for one in batch]
     known = _known({one.user.pk for one in batch}, keys)
-    book = _AddressBook(policy.current(), asked)
     rows: list[_Row | None] = []
     for one, key in zip(batch, keys, strict=True):
         fresh = (one.user.pk, key) not in known
         known.add((one.user.pk, key))
-        rows.append(_row(one, key, book) if fresh else None)
-    return _within_quota(batch, rows, book.rules)
+        rows.append(_row(one, key) if fresh else None)
+    return _within_quota(batch, rows)
 
 
 def _known(users: set[Any], keys: list[UUID]) -> set[tuple[Any, UUID]]:
@@ -132,18 +143,19 @@ def _known(users: set[Any], keys: list[UUID]) -> set[tuple[Any, UUID]]:
     return {(user(row[0]), key(row[1])) for row in statement.fetch(UPLOAD, *users, *keys)}
 
 
-def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
+def _row(one: SmallOffer, key: UUID) -> _Row | None:
     digest = hashlib.sha256(one.data).hexdigest()
-    addresses = book.addresses(one.user, one.offer.to)
-    if addresses is None or one.expected - {digest} or len(one.data) > book.rules.max_payload(one.user):
+    if one.expected - {digest} or len(one.data) > one.admitted.max_size:
         return None
+    name, addresses = names.clean(one.offer.name), one.admitted.addresses
     now = timezone.now()  # each its own: they are offered in the order in which they came
     return _Row(
         offered=one,
         key=key,
         id=new_id(),
         transfer=new_id(),
-        name=names.clean(one.offer.name),
+        name=name,
+        overhead=admission.overhead(name, one.offer.meta),
         content_type=names.clean_type(one.offer.content_type),
         sha256=digest,
         addresses=addresses,
@@ -152,48 +164,25 @@ def _row(one: SmallOffer, key: UUID, book: _AddressBook) -> _Row | None:
     )
 
 
-class _AddressBook:
-    """What the policy says of addresses, asked once a batch."""
-
-    def __init__(self, rules: policy.DefaultPolicy, asked: completing.Recipients) -> None:
-        self.rules = rules
-        self._asked = asked
-        self._canonical: dict[tuple[str, ...], list[str] | None] = {}
-        self._allowed: dict[tuple[Any, tuple[str, ...]], bool] = {}
-
-    def addresses(self, user: Any, to: tuple[str, ...]) -> list[str] | None:
-        """Return the canonical addresses, None where `user` may not send to them."""
-        if to not in self._canonical:
-            self._canonical[to] = names.canonical(self._asked, to)
-        found = self._canonical[to]
-        if found is None:
-            return None
-        if (user.pk, to) not in self._allowed:
-            self._allowed[user.pk, to] = self.rules.may_send(user, found)
-        return found if self._allowed[user.pk, to] else None
-
-
-def _within_quota(
-    batch: Sequence[SmallOffer], rows: list[_Row | None], rules: policy.DefaultPolicy
-) -> list[_Row | None]:
+def _within_quota(batch: Sequence[SmallOffer], rows: list[_Row | None]) -> list[_Row | None]:
     """Charge each user with all that they send in this batch; who is at the edge goes the long way."""
     wanted: dict[Any, int] = defaultdict(int)
-    users = {}
+    newest = {}  # offer of each user: the policy's newest answer
     for one, row in zip(batch, rows, strict=True):
         if row is not None:
-            wanted[one.user.pk] += len(one.data)
-            users[one.user.pk] = one.user
+            wanted[one.user.pk] += len(one.data) + row.overhead
+            newest[one.user.pk] = one
     over = set()
     for pk, size in sorted(wanted.items()):  # the order of `locks`
         try:
-            quotas.reserve(users[pk], rules.quota(users[pk]), size, live=False)
+            quotas.reserve(newest[pk].user, newest[pk].admitted.quota, size, live=False)
         except Refused:
             over.add(pk)
     return [None if one.user.pk in over else row for one, row in zip(batch, rows, strict=True)]
 
 
-def _insert(rows: list[_Row], asked: completing.Recipients) -> list[Arrival]:
-    made = [(row, user, new_id()) for row in rows for user in asked.of(row.addresses)]
+def _insert(rows: list[_Row]) -> list[Arrival]:
+    made = [(row, user, new_id()) for row in rows for user in row.offered.admitted.recipients or ()]
     _PAYLOADS.run([_payload(row) for row in rows])
     _ADDRESSES.run([(row.id, address) for row in rows for address in row.addresses])
     uploads = sorted(rows, key=lambda row: row.key)  # a client may repeat them elsewhere, in another order
@@ -210,7 +199,7 @@ def _insert(rows: list[_Row], asked: completing.Recipients) -> list[Arrival]:
 def _payload(row: _Row) -> tuple[Any, ...]:
     one, size = row.offered, len(row.offered.data)
     return (
-        *(row.id, one.user.pk, row.name, row.content_type, dict(one.offer.meta), size, size),
+        *(row.id, one.user.pk, row.name, row.content_type, dict(one.offer.meta), size, size, row.overhead),
         *(row.sha256, row.sha256 if one.expected else "", COMPLETE),
         *(one.data, not row.addresses, row.now, row.now, row.expires),
     )

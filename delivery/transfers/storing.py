@@ -17,13 +17,21 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
-from delivery import conf, dispatch, notify, policy
+from delivery import conf, dispatch, notify
 from delivery.buffer import bulk, chunks, digests, markers
 from delivery.buffer.chunks import BufferedRun
-from delivery.errors import BufferUnavailable, ChunksLost, IntegrityError, Refused, StaleLease, StorageUnavailable
+from delivery.errors import (
+    BufferUnavailable,
+    ChunksLost,
+    IntegrityError,
+    PolicyUnavailable,
+    Refused,
+    StaleLease,
+    StorageUnavailable,
+)
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import completing, ending, events, hashing, quotas, uploads
+from delivery.transfers import admission, completing, ending, events, hashing, quotas, recipients, uploads
 from delivery.transfers.rows import Insert, Statement
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ Run = tuple[int, int]  # offset and length in bytes
 
 _PAYLOAD = Statement(
     Payload,
-    "SELECT {owner}, {state}, {size}, {expected_sha256}, {keep}, {reserved} FROM {table}"
+    "SELECT {owner}, {state}, {size}, {expected_sha256}, {keep}, {reserved}, {max_size}, {max_stored} FROM {table}"
     " WHERE {id} = %s AND {lifetime} IS NULL",
     "id",
 )
@@ -157,26 +165,32 @@ def _covered(order: StoreOrder) -> bool:
     return last is not None and sum(last) > order.offset
 
 
+class _LimitsMissing(Exception):
+    """The row of an upload of unknown size has no limits: a process of an earlier version made it."""
+
+
 def _commit(order: StoreOrder, name: str, worker: str, following: Following | None) -> None:
     """Commit the segment's row under its lease, the payload's completion with it; a loser deletes only its own file."""
     alias, completed, settled, position = conf.current().storage, False, False, 0
-    digest = _digest(order, alias, name) if order.completes else None
+    ending_now = _ending(order, alias, name) if order.completes else None
     try:
         with transaction.atomic():
-            position, size = uploads.lock_under(order.payload, order.transfer, order.lease)
-            beyond = _room(order, position)
+            locked = uploads.lock_under(order.payload, order.transfer, order.lease)
+            beyond = _room(order, locked.position)
             _INSERT.run([(order.payload, alias, name, order.offset, order.length)])
-            if size is None:
-                _grow(order)
-            position = _advance(order, position, beyond, worker)
-            completed = digest is not None and _complete(order, position, digest)
+            if locked.size is None:
+                _grow(order, locked)
+            position = _advance(order, locked.position, beyond, worker)
+            completed = ending_now is not None and _complete(order, position, *ending_now)
             settled = True
+    except _LimitsMissing:
+        return _commit_with_limits(order, name, worker, following)
     except StaleLease:
         files.delete(alias, name)
         _drop_void(order)
-    except Refused as refused:
+    except Refused:  # a quota too: as it grows, both are `too_large` (PROTOCOL section 5)
         files.delete(alias, name)
-        ending.fail(order.payload, refused.code)
+        ending.fail(order.payload, "too_large")
         return
     except BaseException:
         # A connection that is lost at COMMIT does not tell whether the row is there now: whoever waits asks again, and
@@ -188,6 +202,25 @@ def _commit(order: StoreOrder, name: str, worker: str, following: Following | No
         _settle(order, position, worker, following, completed=completed)
         return
     _tell_position(order, worker)
+
+
+def _commit_with_limits(order: StoreOrder, name: str, worker: str, following: Following | None) -> None:
+    """Ask for the limits that an earlier version did not keep, and commit."""
+    try:
+        admission.keep_limits(order.payload)
+    except BaseException:
+        files.delete(conf.current().storage, name)
+        raise
+    _commit(order, name, worker, following)
+
+
+def _ending(order: StoreOrder, alias: str, name: str) -> tuple[str, list[Any]] | None:
+    """Return digest and recipients of a payload that this segment completes, None where that is left to sealing."""
+    digest = _digest(order, alias, name)
+    try:
+        return None if digest is None else (digest, recipients.of_payload(order.payload))
+    except PolicyUnavailable:
+        return None
 
 
 def _digest(order: StoreOrder, alias: str, name: str) -> str | None:
@@ -243,7 +276,7 @@ def _room(order: StoreOrder, position: int) -> list[Run]:
     return beyond
 
 
-def _complete(order: StoreOrder, position: int, digest: str) -> bool:
+def _complete(order: StoreOrder, position: int, digest: str, users: list[Any]) -> bool:
     """Complete a payload of which this was the last segment to be stored, if its digest is the expected one.
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
@@ -254,13 +287,13 @@ def _complete(order: StoreOrder, position: int, digest: str) -> bool:
         return False
     if not {payload.expected_sha256, order.sha256} <= {"", digest}:
         return False
-    completing.complete_locked(payload, digest)
+    completing.complete_locked(payload, digest, users)
     return True
 
 
 def _payload_of(order: StoreOrder) -> Payload:
     """Return the payload, locked with its transfer, as far as completing needs it; charging has changed it."""
-    for owner, state, size, expected, keep, reserved in _PAYLOAD.fetch(order.payload):
+    for owner, state, size, expected, keep, reserved, max_size, max_stored in _PAYLOAD.fetch(order.payload):
         return Payload(
             id=order.payload,
             owner_id=owner,
@@ -269,19 +302,24 @@ def _payload_of(order: StoreOrder) -> Payload:
             expected_sha256=expected,
             keep=bool(keep),
             reserved=reserved,
+            max_size=max_size,
+            max_stored=max_stored,
         )
     return Payload.objects.get(pk=order.payload)
 
 
-def _grow(order: StoreOrder) -> None:
+def _grow(order: StoreOrder, locked: uploads.Locked) -> None:
     """Charge the quota with a segment of a payload whose size nobody knew at the offer; learn it with its last one.
 
-    Raises `Refused`.
+    By the limits in its row: no site code runs here. Raises `Refused`, and `_LimitsMissing`.
     """
-    row = Transfer.objects.select_related("payload", "user").get(pk=order.transfer)
-    if not quotas.grow(row.payload, policy.current().quota(row.user), order.length):
-        raise Refused("too_large", "the user's quota is used up")
-    uploads.learn(row.payload, order.ends, None)
+    if locked.max_size is None or locked.max_stored is None:
+        raise _LimitsMissing
+    payload = _payload_of(order)
+    admission.check_size(order.offset + order.length, locked.max_size)
+    if not quotas.grow(payload, locked.max_stored, order.length):
+        raise Refused("quota", "the user's quota is used up")
+    uploads.learn(payload, order.ends, None)
 
 
 def _advance(order: StoreOrder, position: int, beyond: list[Run], worker: str) -> int:

@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from delivery import conf, dispatch, policy
+from delivery import conf, dispatch
 from delivery.errors import Refused, StaleLease
 from delivery.models import Address, Direction, Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import events, locks, names, quotas
+from delivery.transfers import admission, events, locks, names, quotas
+from delivery.transfers.admission import Admission
 from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Statement
 
 BUSY_SECONDS = 2.0
-LIVE_PAYLOADS = (PayloadState.STORING, PayloadState.SEALING)
-_KNOWN = Statement(
-    Transfer,
-    "SELECT 1 FROM {table} WHERE {user} = %s AND {direction} = %s AND {key} = %s",
-    *("user", "direction", "key"),
-)
-_SIZE = Statement(Payload, "SELECT {size} FROM {table} WHERE {id} = %s", "id")
+_SIZE = Statement(Payload, "SELECT {size}, {max_size}, {max_stored} FROM {table} WHERE {id} = %s", "id")
 _LEARN = Statement(
     Payload,
     "UPDATE {table} SET {size} = %s, {expected_sha256} = %s WHERE {id} = %s",
@@ -52,6 +47,8 @@ class Opened:
     lease: int
     stored: int
     size: int | None
+    max_size: int  # bytes, where the size is unknown
+    user: Any  # whose it is, by primary key
     inline: bool
     hold: bool  # nobody could store its chunks now: no credit until somebody can
     expires: datetime.datetime
@@ -86,7 +83,7 @@ def find(user: Any, holder: Holder, offer: UploadOffer) -> Earlier | None:
     Raises `Refused` where the offer will be refused: then whoever holds the upload is not to be disturbed.
     """
     key = UUID(offer.transfer)
-    if not _known(user, key):
+    if not admission.known(user, key):
         return None
     row = (
         Transfer.objects.select_related("payload")
@@ -100,11 +97,13 @@ def find(user: Any, holder: Holder, offer: UploadOffer) -> Earlier | None:
     return Earlier(row.id, row.payload_id, row.lease, row.position, row.payload.size, row.channel)
 
 
-def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
+def open_upload(
+    user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool
+) -> Opened | Finished:
     """Take an offer: begin a new upload, or resume the one that has its id.
 
-    `workers`: whether any worker lives; without one, nothing new that needs one is taken, and what resumes gets no
-    credit yet. Raises `Refused` with a reject code of PROTOCOL section 2; a refused offer changes nothing.
+    `admitted`: what `admission.ask` said of this very offer. `workers`: whether any worker lives; without one, nothing new
+    that needs one is taken, and what resumes gets no credit yet. Raises `Refused` with a reject code of PROTOCOL section 2; a refused offer changes nothing.
     """
     key = UUID(offer.transfer)
     for _ in range(3):
@@ -112,70 +111,74 @@ def open_upload(user: Any, holder: Holder, offer: UploadOffer, *, workers: bool)
             with transaction.atomic():
                 row = _locked(user, key)
                 if row is None:
-                    return _begin(user, holder, offer, key, workers=workers)
-                return _resume(row, holder, offer, workers=workers)
+                    return _begin(user, holder, offer, admitted, workers=workers)
+                return _resume(row, holder, offer, admitted, workers=workers)
         except IntegrityError:
             continue  # another connection began the same upload in this moment: resume it
     raise Refused("busy", retry_after=1.0)
 
 
-def _known(user: Any, key: UUID) -> bool:
-    """Return whether `user`, a primary key, has offered an upload under `key` before. Most offers are new."""
-    return bool(_KNOWN.fetch(user, Direction.UPLOAD.value, key))
-
-
 def _locked(user: Any, key: UUID) -> Transfer | None:
-    if not _known(user.pk, key):
+    if not admission.known(user.pk, key):
         return None
     return locks.with_payloads(Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)).first()
 
 
-def _begin(user: Any, holder: Holder, offer: UploadOffer, key: UUID, *, workers: bool) -> Opened:
-    rules = policy.current()
-    addresses = names.canonical(rules, offer.to)
-    if addresses is None or not rules.may_send(user, addresses):
-        raise Refused("forbidden")
-    largest = rules.max_payload(user)
-    if offer.size is not None and offer.size > largest:
-        raise Refused("too_large", f"{offer.size} bytes, at most {largest} are allowed", max_size=largest)
-    options = conf.current()
-    now = timezone.now()
-    inline = offer.size is not None and offer.size <= options.inline_limit
+def _begin(user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool) -> Opened:
+    if admitted is None:  # its rows went while the policy was asked
+        raise Refused("busy", retry_after=1.0)
+    inline = offer.size is not None and offer.size <= conf.current().inline_limit
+    admission.check_size(offer.size or 0, admitted.max_size)
     if not inline and not workers:
         queue = dispatch.queue_of(dispatch.STORE)
         raise Refused("busy", f"no live worker takes the tasks of the queue {queue!r}", retry_after=BUSY_SECONDS)
-    reserved = offer.size or 0
-    quotas.reserve(user, rules.quota(user), reserved, live=not inline)
-    payload = Payload.objects.create(
+    payload = _new_payload(user, offer, admitted, inline=inline)
+    quotas.reserve(user, admitted.quota, payload.reserved + (payload.overhead or 0), live=not inline)
+    payload.save(force_insert=True)
+    Address.objects.bulk_create(Address(payload=payload, address=address) for address in admitted.addresses)
+    row = Transfer(direction=Direction.UPLOAD, payload=payload, user=user, key=UUID(offer.transfer))
+    _hold(row, holder, timezone.now())
+    row.save(force_insert=True)
+    events.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(admitted.addresses))
+    return _opened(row, payload, displaced="", hold=False)
+
+
+def _new_payload(user: Any, offer: UploadOffer, admitted: Admission, *, inline: bool) -> Payload:
+    """Return the row of a new upload, not saved."""
+    name = names.clean(offer.name)
+    return Payload(
         owner=user,
-        reserved=reserved,
-        name=names.clean(offer.name),
+        reserved=offer.size or 0,
+        overhead=admission.overhead(name, offer.meta),
+        max_size=admitted.max_size,
+        max_stored=admitted.max_stored,
+        name=name,
         content_type=names.clean_type(offer.content_type),
         meta=dict(offer.meta),
         size=offer.size,
         expected_sha256=offer.sha256 or "",
         inline=b"" if inline else None,
-        keep=not addresses,
+        keep=not admitted.addresses,
     )
-    Address.objects.bulk_create(Address(payload=payload, address=address) for address in addresses)
-    row = Transfer(direction=Direction.UPLOAD, payload=payload, user=user, key=key)
-    _hold(row, holder, now)
-    row.save(force_insert=True)
-    events.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(addresses))
-    return _opened(row, payload, displaced="", hold=False)
 
 
-def _resume(row: Transfer, holder: Holder, offer: UploadOffer, *, workers: bool) -> Opened | Finished:
+def _resume(
+    row: Transfer, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool
+) -> Opened | Finished:
     payload = row.payload
     _check_same(row, offer)
     if payload.state == PayloadState.COMPLETE:
         return Finished(payload.id, payload.size or 0, payload.sha256)
-    if row.state != TransferState.LIVE or payload.state not in LIVE_PAYLOADS:
+    if row.state != TransferState.LIVE or payload.state not in admission.LIVE_PAYLOADS:
         raise Refused(_code_of(row))
+    if admitted is None:
+        raise Refused("busy", retry_after=1.0)
     _check_newest(row, holder)
     displaced = row.channel if row.channel != holder.channel else ""
-    learn(payload, offer.size, offer.sha256)
     _drop_beyond_gap(row)
+    if payload.size is None:
+        _hold_to(payload, admitted, row.position)
+    learn(payload, offer.size, offer.sha256)
     _hold(row, holder, timezone.now())
     row.save()
     events.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
@@ -200,13 +203,35 @@ def _check_same(row: Transfer, offer: UploadOffer) -> None:
         raise Refused("mismatch", "another SHA-256 than before")
 
 
+def _hold_to(payload: Payload, admitted: Admission, position: int) -> None:
+    """Hold an upload of unknown size to the limits of its newest offer. Raises `Refused` where it is beyond them."""
+    admission.check_size(position, admitted.max_size)
+    payload.max_size, payload.max_stored = admitted.max_size, admitted.max_stored
+    Payload.objects.filter(pk=payload.pk).update(max_size=payload.max_size, max_stored=payload.max_stored)
+
+
 def learn(payload: Payload, size: int | None, sha256: str | None) -> None:
-    """Keep the size and digest of a payload that were not known before."""
+    """Keep the size and digest of a payload that were not known before, inside the transaction that has its row locked.
+
+    A size that is learned is admitted now, by the limits in the row, and charged. Raises `Refused` with `too_large` or
+    `quota`.
+    """
     before = (payload.size, payload.expected_sha256)
+    if payload.size is None and size is not None:
+        _charge_all(payload, size)
     payload.size = size if payload.size is None else payload.size
     payload.expected_sha256 = payload.expected_sha256 or sha256 or ""
     if before != (payload.size, payload.expected_sha256):
         _LEARN.run(payload.size, payload.expected_sha256, payload.id)
+
+
+def _charge_all(payload: Payload, size: int) -> None:
+    """Charge a payload with all of its bytes, of which some are charged already."""
+    if payload.max_size is not None:
+        admission.check_size(size, payload.max_size)
+    most = quotas.MOST_BYTES if payload.max_stored is None else payload.max_stored
+    if size != payload.reserved and not quotas.grow(payload, most, size - payload.reserved):
+        raise Refused("quota", f"at most {most} bytes")
 
 
 def _code_of(row: Transfer) -> str:
@@ -235,17 +260,22 @@ def _drop_beyond_gap(row: Transfer) -> None:
     if not stray:
         return
     Segment.objects.filter(pk__in=[segment.pk for segment in stray]).delete()
+    if row.payload.size is None:  # they were charged as they came, and will be again
+        quotas.grow(row.payload, quotas.MOST_BYTES, -sum(segment.length for segment in stray))
     transaction.on_commit(lambda: payloads.delete_files(stray))
 
 
 def _opened(row: Transfer, payload: Payload, displaced: str, *, hold: bool) -> Opened:
     inline = payload.inline is not None
+    most = conf.current().max_payload
     return Opened(
         transfer=row.id,
         payload=payload.id,
         lease=row.lease,
         stored=row.position,
         size=payload.size,
+        max_size=most if payload.max_size is None else payload.max_size,
+        user=row.user_id,
         inline=inline,
         hold=hold,
         expires=row.expires_at or timezone.now(),
@@ -265,8 +295,17 @@ def locked_under(transfer: UUID, lease: int) -> Transfer:
     return row
 
 
-def lock_under(payload: UUID, transfer: UUID, lease: int) -> tuple[int, int | None]:
-    """Lock an upload as `locked_under` does, its payload first; return its position and the payload's size in bytes.
+class Locked(NamedTuple):
+    """An upload whose rows are locked: bytes stored in order, its size, what it may grow to."""
+
+    position: int
+    size: int | None
+    max_size: int | None
+    max_stored: int | None
+
+
+def lock_under(payload: UUID, transfer: UUID, lease: int) -> Locked:
+    """Lock an upload as `locked_under` does, its payload first; return what a segment is committed by.
 
     For what each task does: a tenth of the processor time of reading both rows whole. Raises `StaleLease`.
     """
@@ -274,7 +313,7 @@ def lock_under(payload: UUID, transfer: UUID, lease: int) -> tuple[int, int | No
     positions = _POSITION.fetch(transfer, lease, TransferState.LIVE.value, lock=True)
     if not sizes or not positions:
         raise _stale(transfer, lease)
-    return positions[0][0], sizes[0][0]
+    return Locked(positions[0][0], *sizes[0])
 
 
 def _stale(transfer: UUID, lease: int) -> StaleLease:

@@ -19,7 +19,19 @@ from delivery.errors import StaleLease
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import completing, deliveries, ending, forgetting, locks, quotas, small, taking, uploads
+from delivery.transfers import (
+    admission,
+    completing,
+    deliveries,
+    ending,
+    forgetting,
+    locks,
+    quotas,
+    small,
+    taking,
+    uploads,
+)
+from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.holders import Holder
 from delivery.transfers.small import SmallOffer
@@ -31,6 +43,7 @@ pytestmark = [
     pytest.mark.skipif(connection.vendor != "postgresql", reason="needs many writers: DATABASE_URL"),
 ]
 HOLDER = Holder(0, "laptop", "session", 1, "channel")
+ADMITTED = Admission((), 1_000_000, Quota(), ())
 
 
 @pytest.fixture
@@ -137,7 +150,7 @@ def test_an_upload_that_completes_while_it_is_offered_again_is_finished(alice: U
     offer = UploadOffer(transfer=str(upload.key), handle=1, name="x", size=5, chunk_size=4096)
     with transaction.atomic():
         assert completing.complete(upload.payload_id, "0" * 64)
-        opening = blocked(uploads.open_upload, alice, HOLDER, offer, workers=True)
+        opening = blocked(uploads.open_upload, alice, HOLDER, offer, ADMITTED, workers=True)
     assert opening.result(10) == uploads.Finished(upload.payload_id, 5, "0" * 64)
 
 
@@ -199,12 +212,12 @@ def test_batches_with_the_same_users_in_another_order_wait_for_each_other(
     first = small.take([_small(alice), _small(bob)])
     second = started[0].result(10)
     assert None not in first.outcomes + second.outcomes
-    assert set(Usage.objects.values_list("stored", flat=True)) == {10}
+    assert set(Usage.objects.values_list("stored", flat=True)) == {2 * (5 + admission.overhead("x", {}))}
 
 
 def _small(user: User) -> SmallOffer:
     offer = UploadOffer(transfer=str(uuid.uuid4()), handle=1, name="x", size=5, chunk_size=4096)
-    return SmallOffer(user, HOLDER, offer, b"12345", frozenset())
+    return SmallOffer(user, HOLDER, offer, b"12345", frozenset(), ADMITTED)
 
 
 def test_forgetting_a_user_waits_for_a_segment_and_leaves_nothing(alice: User, upload: Transfer) -> None:
@@ -214,6 +227,6 @@ def test_forgetting_a_user_waits_for_a_segment_and_leaves_nothing(alice: User, u
     with transaction.atomic():
         row = uploads.locked_under(upload.pk, 1)
         forgetting_all = blocked(forgetting.forget, alice.pk, everything=True)
-        assert quotas.grow(row.payload, Quota(), 3)
+        assert quotas.grow(row.payload, Quota().stored, 3)
     assert forgetting_all.result(10).ended == 2
     assert not Payload.objects.exists()

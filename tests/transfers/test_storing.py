@@ -8,20 +8,23 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import override_settings
 from django.utils import timezone
 
+from delivery import policy
 from delivery.buffer import bulk, clients, digests, keys
 from delivery.errors import StaleLease
 from delivery.models import Direction, Payload, PayloadState, Segment, Transfer, TransferState, Usage
+from delivery.policy import DefaultPolicy
 from delivery.protocol.frames import checksum
 from delivery.storage import files
-from delivery.transfers import hashing, storing
+from delivery.transfers import hashing, storing, uploads
 from delivery.transfers.storing import StoreOrder
 
 CHUNK = 4096
@@ -157,6 +160,62 @@ def last(upload: Transfer, **changes: Any) -> StoreOrder:
 
 def state_of(upload: Transfer) -> str:
     return Payload.objects.get(pk=upload.payload_id).state
+
+
+def unknown(upload: Transfer, **limits: int | None) -> None:
+    """Make of it an upload of unknown size, of which nothing is stored or charged."""
+    limits = {"max_size": 10 * RUN, "max_stored": 10 * RUN} | limits
+    Payload.objects.filter(pk=upload.payload_id).update(size=None, reserved=0, **limits)
+    Usage.objects.create(user=upload.user, stored=0, live=1, counted_at=timezone.now())
+
+
+def test_a_size_that_comes_before_other_segments_charges_them_all(upload: Transfer) -> None:
+    unknown(upload)
+    for number, charged in ((1, RUN), (2, 3 * RUN), (0, 3 * RUN)):
+        ends = 3 * RUN if number == 2 else None
+        storing.store(buffered(upload, number, ends=ends), worker="bee")
+        assert Usage.objects.get().stored == Payload.objects.get(pk=upload.payload_id).reserved == charged
+
+
+def test_segments_beyond_a_gap_are_charged_once(upload: Transfer) -> None:
+    unknown(upload)
+    for number in (0, 2):
+        storing.store(buffered(upload, number), worker="bee")
+    assert Usage.objects.get().stored == 2 * RUN
+    uploads.rewind(upload.pk, upload.lease)
+    assert Usage.objects.get().stored == RUN
+
+
+@pytest.mark.parametrize("limit", ["max_size", "max_stored"])
+def test_a_payload_of_unknown_size_fails_one_byte_past_its_limit(upload: Transfer, limit: str) -> None:
+    unknown(upload, **{limit: 2 * RUN - 1})
+    for number in range(2):
+        storing.store(buffered(upload, number), worker="bee")
+    payload = Payload.objects.get(pk=upload.payload_id)
+    assert (payload.state, payload.failure) == (PayloadState.FAILED, "too_large")
+    assert Usage.objects.get().stored == 0
+    assert not Segment.objects.exists()
+
+
+class Strict(DefaultPolicy):
+    asked: ClassVar[list[bool]] = []  # whether inside a transaction
+
+    def max_payload(self, user: Any) -> int:
+        self.asked.append(connection.in_atomic_block)
+        return RUN
+
+
+def test_limits_that_an_earlier_version_did_not_keep_are_asked_for_once(
+    upload: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "current", Strict)
+    unknown(upload, max_size=None, max_stored=None)
+    storing.store(buffered(upload, 0), worker="bee")
+    upload.refresh_from_db()
+    assert (upload.position, upload.payload.max_size) == (RUN, RUN)
+    storing.store(buffered(upload, 1), worker="bee")
+    assert Payload.objects.get(pk=upload.payload_id).failure == "too_large"
+    assert Strict.asked == [False]
 
 
 @needs_rehashes
