@@ -4,6 +4,7 @@
     ├── UsageError              local misuse: an argument or a call that cannot be right
     │   └── ConfigurationError  a setting that is unknown, impossible or missing
     ├── ProtocolViolation       the peer broke PROTOCOL.md; carries the close code and reason
+    │   └── MessagesLost        something on the way swallowed messages; smaller chunks may pass
     ├── Refused                 the policy or a limit says no; carries the wire code
     ├── TransferAborted         a transfer ended early; carries the wire code and whether it is final
     ├── ConnectionStopped       the connection cannot come back by itself; carries the close code
@@ -42,6 +43,13 @@ class ProtocolViolation(DeliveryError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class MessagesLost(ProtocolViolation):
+    """Messages did not arrive although later ones did: a server closes with 1009, a client does as if it had."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, 1009)
 
 
 class Refused(DeliveryError):

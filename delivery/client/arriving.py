@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from delivery.websocket import FINAL_BINARY, LARGE_BYTES, MASKED, PastParser, takes
@@ -51,6 +52,7 @@ class Arrivals(PastParser):
         return self._small if self._message is None else self._message[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._connection.heard_at = time.monotonic()
         if self._message is None:
             self._split(self._small[:nbytes])
             return

@@ -284,7 +284,7 @@ class Client(Host):
             return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
         self._link = link = Link(self, socket, chunk_size=self._chunk_size(socket), window=self._window)
         try:
-            how = await link.run(self._hello())
+            how = await link.run(self._hello(link.core.limits.chunk_size))
         finally:
             self._link = None
         return self._closed(link, how)
@@ -297,12 +297,12 @@ class Client(Host):
         near = seconds is not None and seconds <= NEAR_SECONDS
         return min(self.recovery.chunk_size, NEAR_CHUNK_BYTES if near else CHUNK_BYTES)
 
-    def _hello(self) -> Hello:
+    def _hello(self, chunk_size: int) -> Hello:
         return Hello(
             client=self.client_id,
             max_message=MAX_MESSAGE_BYTES,
             receive=self._receive,
-            chunk_size=self.recovery.chunk_size,
+            chunk_size=chunk_size,
             early_data=EARLY_DATA_BYTES,
             groups=self.groups if self._receive else (),
         )
@@ -322,8 +322,11 @@ class Client(Host):
             )
         self.tell("closed", code=how.code, reason=link.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size)
         if plan.shrunk:
-            self._ceilings.remember(self.url, plan.chunk_size)
+            self.remember_ceiling(plan.chunk_size)
         return plan
+
+    def remember_ceiling(self, chunk_bytes: int) -> None:
+        self._ceilings.remember(self.url, chunk_bytes)
 
     def _stop(self, error: Exception) -> None:
         self._error = self._error or error

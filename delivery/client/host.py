@@ -93,7 +93,15 @@ class Host:
         if offset < incoming.highest_received:
             self.statistics.received_again_bytes += min(length, incoming.highest_received - offset)
         incoming.highest_received = max(incoming.highest_received, offset + length)
-        self.recovery.progressed()
+        self.progressed(length)
+
+    def progressed(self, chunk_bytes: int) -> None:
+        """Note that a chunk of `chunk_bytes` got through: the backoff begins anew, and a guessed chunk size is proven."""
+        if (proven := self.recovery.progressed(chunk_bytes)) is not None:
+            self.remember_ceiling(proven)
+
+    def remember_ceiling(self, chunk_bytes: int) -> None:
+        """Remember the largest chunk to try at this URL. `client` knows where."""
 
     def note_accepted(self, incoming: Incoming, position: int) -> None:
         if incoming.resumed_before or position:

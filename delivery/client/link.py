@@ -16,7 +16,7 @@ from websockets.typing import BytesLike
 from delivery.client.feed import Block, Feed
 from delivery.client.reading import LargeMessages
 from delivery.client.traffic import Traffic
-from delivery.errors import ProtocolViolation
+from delivery.errors import MessagesLost, ProtocolViolation
 from delivery.protocol import events, messages
 from delivery.protocol.backoff import Closed
 from delivery.protocol.codes import GOING_AWAY_CODES
@@ -48,6 +48,10 @@ class Link(Traffic):
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return self._ended(next(iter(done)))
+        except MessagesLost as lost:
+            self.reason = lost.reason
+            await self._close_socket(lost.code, lost.reason)
+            return self._closed(lost.code)
         except ProtocolViolation as violation:
             await self._close_socket(violation.code, violation.reason)
             raise
@@ -107,7 +111,7 @@ class Link(Traffic):
         return Closed(
             code,
             retry_after=retry_after,
-            unacked=self._nothing_got_through(),
+            stuck=self._stuck(),
             welcomed_seconds=alive,
             chunk_size=self.largest_chunk,
         )
@@ -179,6 +183,7 @@ class Link(Traffic):
         if block is not None:
             # Noted before it is sent: an ack may come while we still wait for the socket to drain.
             sender.chunk_sent(block.seq, time.monotonic())
+            self._chunks_sent = True
             self._host.note_sent(feed.upload, block.seq * sender.chunk_size, block.length)
         elif sender.finish_due():
             if feed.digest is None:
@@ -194,6 +199,7 @@ class Link(Traffic):
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
+            self.core.heard(self._socket.heard_at)
             if any(isinstance(event, events.PeerSilent) for event in self.core.tick(now)):
                 return
             if self._going_away is not None and now >= self._going_away[2]:

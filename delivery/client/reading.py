@@ -7,6 +7,7 @@ violation and the closing are `websockets`' own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,15 @@ Take = Callable[[str | BytesLike], None]
 
 
 class LargeMessages(ClientConnection):
-    """A client's connection. `buffers`: where large messages lie; who is done with one may give it back."""
+    """A client's connection. `buffers`: where large messages lie; who is done with one may give it back.
+
+    `heard_at`: the monotonic time at which bytes last came, of whatever message.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.buffers = Buffers()
+        self.heard_at = time.monotonic()
         self._take: Take | None = None
         self._failed: asyncio.Future[None] = self.loop.create_future()
         self._queued = False  # messages wait for `recv`: none may overtake them
@@ -66,6 +71,7 @@ class LargeMessages(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         greeting = self.response is None
+        self.heard_at = time.monotonic()
         super().data_received(data)
         # What came along with the handshake is in the parser already: only at the end of a frame `Arrivals` may begin.
         if (
@@ -75,6 +81,15 @@ class LargeMessages(ClientConnection):
             and not self.protocol.extensions
         ):
             self.transport.set_protocol(Arrivals(self))
+
+    def eof_received(self) -> None:
+        """End at once where the server takes nothing more; the close code that came before is parsed already.
+
+        The transport would first wait until all that we still have to send has gone, which it never will.
+        """
+        super().eof_received()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def large_received(self, message: memoryview) -> None:
         """Take a large message that came past the parser."""

@@ -47,7 +47,8 @@ class Traffic:
         self._give_back = give_back
         self._feeds: dict[int, Feed] = {}
         self._intakes: dict[int, Intake] = {}
-        self._moving: set[int] = set()  # handles of deliveries of which a chunk came
+        self._chunks_sent = False
+        self._moved = False  # `seq` or `received` of any transfer
         self._wake = asyncio.Event()
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._going_away: tuple[str, float | None, float] | None = None
@@ -67,13 +68,11 @@ class Traffic:
         """The largest chunk in bytes that either side sends, None before the server's `welcome`."""
         return min(self._chunk_size, self.core.peer.chunk_size) if self.core.peer else None
 
-    def _nothing_got_through(self) -> bool:
-        """Return whether chunks are unacked, or a delivery that we accepted never sent its first chunk."""
-        silent = (
-            intake.accepted and handle not in self._moving and not intake.receiver.held and intake.receiver.live
-            for handle, intake in self._intakes.items()
-        )
-        return any(sender.in_flight for sender in self.core.senders.values()) or any(silent)
+    def _stuck(self) -> bool:
+        """Return whether chunks were sent or a delivery accepted, and nothing at all got through."""
+        intakes = self._intakes.values()
+        waiting = any(one.accepted and not one.receiver.held and one.receiver.live for one in intakes)
+        return not self._moved and (self._chunks_sent or waiting)
 
     async def _detach(self) -> None:
         for feed in self._feeds.values():
@@ -115,9 +114,10 @@ class Traffic:
             case events.Rejected():
                 self._on_reject(event.sender, event.message)
             case events.Completed():
+                self._moved = True
                 if (upload := self._release(event.sender)) is not None:
                     upload.complete(event.sender.size or 0, event.sha256, event.payload)
-                    self._host.recovery.progressed()
+                    self._host.progressed(event.sender.longest_acked)
             case events.SenderAborted():
                 self._on_sender_aborted(event.sender, event.message)
 
@@ -148,7 +148,7 @@ class Traffic:
     def _on_chunk(self, event: events.ChunkKept) -> None:
         receiver, chunk = event.receiver, event.chunk
         intake = self._intakes[receiver.handle]
-        self._moving.add(receiver.handle)
+        self._moved = True
         self._host.note_received(intake.incoming, receiver.offset(chunk.seq), len(chunk.data))
         intake.keep(chunk.seq, chunk.data)
 
@@ -217,8 +217,9 @@ class Traffic:
         upload.report(progressed=False)
 
     def _on_ack(self, event: events.Acked) -> None:
+        self._moved = self._moved or event.sender.moved
         if event.progressed:
-            self._host.recovery.progressed()
+            self._host.progressed(event.sender.longest_acked)
         if (feed := self._feeds.get(event.sender.handle)) is not None:
             feed.acked()
             feed.upload.report(progressed=event.progressed)

@@ -11,7 +11,9 @@ from delivery.protocol.codes import Reaction, reaction_to
 from delivery.protocol.frames import CHUNK_SIZE_MIN
 
 WAIT_WITHOUT_ADVICE_SECONDS = 5.0
-LOSSES_THAT_COUNT_AS_TOO_BIG = 3
+LOSSES = frozenset({1006, 1011})  # 1006 also where the client gave up on a silent server
+LOSSES_THAT_HALVE = 3
+CLOSES_THAT_DO_NOT_COUNT = frozenset({1001, 1012, 1013, 4429})  # nor do they end a row of losses
 CALM_SECONDS = 60.0
 
 
@@ -19,22 +21,26 @@ CALM_SECONDS = 60.0
 class Closed:
     """How a connection ended, as its client saw it.
 
-    `code` is the close code, 1006 where the TCP connection was lost. `retry_after` (seconds) is the server's advice
-    from `going_away`. `unacked`: chunks were sent that no ack covers. `welcomed_seconds`: how long the connection
-    lived after its welcome, 0 where there was none. `chunk_size`: the largest chunk that the client could send, in
-    bytes, None where it did not come to that.
+    `code` is the close code, 1006 where the TCP connection was lost or the client gave a silent server up.
+    `retry_after` (seconds) is the server's advice from `going_away`. `stuck`: chunks were sent or a delivery was
+    accepted, and neither `seq` nor `received` of any transfer moved. `welcomed_seconds`: how long the connection lived
+    after its welcome, 0 where there was none. `chunk_size`: the largest chunk that the client could send, in bytes, None
+    where it did not come to that.
     """
 
     code: int
     retry_after: float | None = None
-    unacked: bool = False
+    stuck: bool = False
     welcomed_seconds: float = 0.0
     chunk_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do next: give up (`stop`), or reconnect after `wait` seconds with chunks of at most `chunk_size` bytes."""
+    """What to do next: give up (`stop`), or reconnect after `wait` seconds with chunks of at most `chunk_size` bytes.
+
+    `shrunk`: the server refused larger ones. The size is to be remembered for this URL.
+    """
 
     stop: bool
     wait: float
@@ -55,44 +61,59 @@ class Recovery:
     maximum: float = 10.0
     attempt: int = 0
     losses: int = field(default=0, init=False)
+    _guessed: bool = field(default=False, init=False)  # halved after losses, and no chunk of this size was acked yet
 
-    def progressed(self) -> None:
-        """Note that an ack moved: the backoff starts again from its first step."""
+    def progressed(self, chunk_bytes: int = 0) -> int | None:
+        """Note that an ack moved: the backoff starts again from its first step.
+
+        `chunk_bytes`: the length of an acked chunk. Returns the chunk size that this proves to be right after losses,
+        which is to be remembered for this URL; None mostly.
+        """
         self.attempt = 0
         self.losses = 0
+        if not self._guessed or chunk_bytes < self.chunk_size:
+            return None
+        self._guessed = False
+        return self.chunk_size
 
     def closed(self, how: Closed, random: float) -> Plan:
         """Return what to do after a close. `random` is uniform in 0..1."""
         if how.welcomed_seconds >= CALM_SECONDS:
             self.attempt = 0
         sent = min(self.chunk_size, how.chunk_size or self.chunk_size)
-        reaction = self._reaction(how, sent)
+        reaction = reaction_to(how.code)
         if reaction is Reaction.STOP:
             return Plan(stop=True, wait=0.0, chunk_size=self.chunk_size)
         if reaction is Reaction.SHRINK:
             return self._shrink(sent, random)
+        self._count(how, sent)
         return Plan(stop=False, wait=self._wait(reaction, how.retry_after, random), chunk_size=self.chunk_size)
 
     def refused(self, random: float) -> Plan:
         """Return what to do after a connection that was never established."""
         return Plan(stop=False, wait=self._backoff(random), chunk_size=self.chunk_size)
 
-    def _reaction(self, how: Closed, sent: int) -> Reaction:
-        if how.code != 1006:
+    def _count(self, how: Closed, sent: int) -> None:
+        """Count losses in a row on which nothing got through; after three of them chunks are halved.
+
+        Something on the way may cut what is too big for it without a word, and a slow line may never bring a whole
+        chunk in time. At the floor nothing smaller can be tried, and it is only backed off.
+        """
+        if how.code in CLOSES_THAT_DO_NOT_COUNT:
+            return
+        self.losses = self.losses + 1 if how.code in LOSSES and how.stuck else 0
+        if self.losses >= LOSSES_THAT_HALVE:
             self.losses = 0
-            return reaction_to(how.code)
-        self.losses = self.losses + 1 if how.unacked else 0
-        if self.losses < LOSSES_THAT_COUNT_AS_TOO_BIG:
-            return Reaction.BACKOFF
-        self.losses = 0
-        # A proxy on the way may cut what is too big for it without a word. At the floor nothing smaller can be
-        # tried, and the losses are then taken for what they seem to be: a bad network.
-        return Reaction.SHRINK if sent > CHUNK_SIZE_MIN else Reaction.BACKOFF
+            if sent > CHUNK_SIZE_MIN:
+                self.chunk_size = sent // 2
+                self._guessed = True
 
     def _shrink(self, sent: int, random: float) -> Plan:
+        self.losses = 0
         if sent <= CHUNK_SIZE_MIN:
             return Plan(stop=True, wait=0.0, chunk_size=sent)
-        self.chunk_size = max(CHUNK_SIZE_MIN, sent // 2)
+        self.chunk_size = sent // 2
+        self._guessed = False
         return Plan(stop=False, wait=self._backoff(random), chunk_size=self.chunk_size, shrunk=True)
 
     def _wait(self, reaction: Reaction, retry_after: float | None, random: float) -> float:

@@ -42,7 +42,7 @@ CLOSE_CODES: dict[int, CloseCode] = {
         CloseCode(1012, "service restart", Reaction.RETURN),
         CloseCode(1013, "overloaded, try again later", Reaction.WAIT),
         CloseCode(4400, "protocol violation", Reaction.STOP),
-        CloseCode(4401, "login missing, expired or revoked", Reaction.STOP),
+        CloseCode(4401, "login expired", Reaction.STOP),
         CloseCode(4408, "no hello in time", Reaction.BACKOFF),
         CloseCode(4429, "too many connections or offers", Reaction.WAIT),
     )

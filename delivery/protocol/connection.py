@@ -7,7 +7,7 @@ The same class serves both ends; `Side` is all it knows of where it runs. Feed i
 
 from __future__ import annotations
 
-from delivery.errors import ProtocolViolation, UsageError
+from delivery.errors import MessagesLost, ProtocolViolation, UsageError
 from delivery.protocol import events, frames, messages
 from delivery.protocol.codes import GOING_AWAY_CODES
 from delivery.protocol.events import Event
@@ -17,7 +17,8 @@ from delivery.protocol.limits import MAX_UNANSWERED_OFFERS as MAX_UNANSWERED_OFF
 from delivery.protocol.limits import Limits as Limits
 from delivery.protocol.limits import Side as Side
 from delivery.protocol.limits import announced
-from delivery.protocol.messages import Message
+from delivery.protocol.loss_probe import LossProbe
+from delivery.protocol.messages import MAX_CONTROL_BYTES, Message
 
 HELLO_SECONDS = 5.0
 # A driver that cannot write stops reading. Should it not, a peer that floods it with pings gets no more answers.
@@ -31,7 +32,8 @@ class Connection(Exchange):
         super().__init__(side, limits)
         self._greeted = False
         self._hello_until = now + HELLO_SECONDS
-        self._pulse = Heartbeat(heartbeat, now=now)
+        self._pulse = Heartbeat(heartbeat, now=now, server=side is Side.SERVER)
+        self._probe = LossProbe()
 
     @property
     def heartbeat(self) -> float:
@@ -65,7 +67,7 @@ class Connection(Exchange):
         self._pulse.heard = now
         if self._discards():
             return []
-        if _bytes_exceed(text, self.limits.max_message):
+        if _bytes_exceed(text, self._largest):
             raise ProtocolViolation("message too big", 1009)
         message = messages.decode(text, self._theirs)
         if not self.welcomed:
@@ -79,17 +81,28 @@ class Connection(Exchange):
         self._pulse.heard = now
         if self._discards():
             return []
+        if len(data) > self._largest:
+            raise ProtocolViolation("message too big", 1009)
         if not self.welcomed:
             early = self.side is Side.SERVER and not self._greeted
             raise ProtocolViolation(*(("binary message before hello", 1003) if early else ("chunk before welcome",)))
-        if len(data) > self.limits.max_message:
-            raise ProtocolViolation("message too big", 1009)
         chunk = frames.decode(data)
         receiver = self.receivers.get(chunk.handle)
         if receiver is None:
             self._incoming.check(chunk.handle)
             return []
         return self._take_chunk(receiver, chunk, now)
+
+    def heard(self, at: float) -> None:
+        """Note that bytes came at this monotonic time, of a message that need not be complete (section 5)."""
+        self._pulse.heard = max(self._pulse.heard, at)
+
+    @property
+    def _largest(self) -> int:
+        """The largest message in bytes that the peer may send now: a server takes no more than that before `welcome`."""
+        if self.side is Side.SERVER and not self.welcomed:
+            return MAX_CONTROL_BYTES
+        return self.limits.max_message
 
     def _discards(self) -> bool:
         """Return whether we said going_away: what still comes until the close is answered has no effect (section 6)."""
@@ -114,6 +127,7 @@ class Connection(Exchange):
             case messages.Welcome():
                 self.peer = announced(message)
                 self._pulse.interval = message.heartbeat
+                self._pulse.pings = True
                 self.welcomed = True
                 return [events.Welcomed(message)]
             case messages.GoingAway():
@@ -121,7 +135,12 @@ class Connection(Exchange):
                 return [events.ServerGoingAway(message)]
             case messages.Ping():
                 if len(self.outbox) < MOST_QUEUED_PONGS:
+                    self.queue_acks(now, at_once=True)
                     self.outbox.append(messages.Pong(id=message.id))
+                return []
+            case messages.Pong():
+                if self._probe.on_pong(message.id, now):
+                    raise MessagesLost("messages lost on the way")
                 return []
             case _:
                 return self._take_message(message, now)
@@ -150,6 +169,10 @@ class Connection(Exchange):
             return [events.PeerSilent()]
         if (ping := self._pulse.ping(now)) is not None:
             self.outbox.append(ping)
+        if not self.going_away and self._probe.ping_due(self.senders.values(), now):
+            behind = self._pulse.next_ping()
+            self._probe.pinged(behind.id)
+            self.outbox.append(behind)
         return []
 
     def wake_at(self) -> float:
@@ -157,7 +180,8 @@ class Connection(Exchange):
         if self._hello_missing:
             return self._hello_until
         times = (receiver.wake_at() for receiver in self.receivers.values())
-        return min([self._pulse.wake_at(), *(at for at in times if at is not None)])
+        own = (self._pulse.wake_at(), self._probe.wake_at(self.senders.values()))
+        return min([*own, *(at for at in times if at is not None)])
 
     @property
     def _hello_missing(self) -> bool:

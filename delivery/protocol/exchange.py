@@ -172,10 +172,10 @@ class Exchange:
         self.outbox.append(answer)
         return self._ended(receiver, events.ReceiverAborted(receiver, answer))
 
-    def queue_acks(self, now: float) -> None:
-        """Put every ack that is due into the outbox."""
+    def queue_acks(self, now: float, *, at_once: bool = False) -> None:
+        """Put every ack that is due into the outbox; with `at_once` every one that has anything new to say."""
         for receiver in self.receivers.values():
-            if (ack := receiver.next_ack(now)) is not None:
+            if (ack := receiver.next_ack(now, at_once=at_once)) is not None:
                 self.outbox.append(ack)
 
     # -- what comes ------------------------------------------------------------------------------------------------

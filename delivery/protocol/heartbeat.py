@@ -1,4 +1,4 @@
-"""Who said something when: the server's pings, and a peer that has gone silent (PROTOCOL section 5).
+"""When a side pings, and when its peer has been silent for too long (PROTOCOL section 5).
 
 All times are monotonic seconds.
 """
@@ -11,13 +11,18 @@ SILENT_HEARTBEATS = 2.5
 
 
 class Heartbeat:
-    """The pulse of one connection. `interval` is one heartbeat in seconds; pings are sent only while `pings` is set."""
+    """The pulse of one connection. `interval` is one heartbeat in seconds; pings are sent only while `pings` is set.
 
-    def __init__(self, interval: float, *, now: float) -> None:
+    `heard`: when anything last came, bytes of an incomplete message included. `said`: when a message was last sent.
+    A `server` pings after a heartbeat of either silence, a client only after one of its own.
+    """
+
+    def __init__(self, interval: float, *, now: float, server: bool) -> None:
         self.interval = interval
         self.heard = now
         self.said = now
         self.pings = False
+        self._server = server
         self._pinged = now
         self._id = 0
 
@@ -26,10 +31,14 @@ class Heartbeat:
         return now >= self._silent_at()
 
     def ping(self, now: float) -> Ping | None:
-        """Return the ping that is due now: nothing was said, or nothing heard, for one heartbeat."""
+        """Return the ping that is due now, None where none is."""
         if not self.pings or now < self._ping_at():
             return None
         self._pinged = now
+        return self.next_ping()
+
+    def next_ping(self) -> Ping:
+        """Return a ping with an id of its own, whether or not one is due."""
         self._id += 1
         return Ping(id=self._id)
 
@@ -41,4 +50,5 @@ class Heartbeat:
         return self.heard + SILENT_HEARTBEATS * self.interval
 
     def _ping_at(self) -> float:
-        return max(min(self.heard, self.said), self._pinged) + self.interval
+        quiet_since = min(self.heard, self.said) if self._server else self.said
+        return max(quiet_since, self._pinged) + self.interval

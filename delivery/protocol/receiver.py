@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-from delivery.errors import ProtocolViolation, Refused, TransferAborted, UsageError
+from delivery.errors import MessagesLost, ProtocolViolation, Refused, TransferAborted, UsageError
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.frames import CHUNK_SIZE_MIN, MAX_SEQ, Chunk, agreed_chunk_size, chunk_count
 from delivery.protocol.messages import Abort, Accept, Done, Finish, Nack, Offer, Reject
@@ -17,7 +17,6 @@ from delivery.protocol.storing import Run as Run
 from delivery.protocol.storing import Storing
 from delivery.protocol.storing import Terms as Terms
 
-STALL_SECONDS = 60.0
 NACKS_OF_ONE_SEQ = 2  # a third one is an abort
 
 
@@ -92,8 +91,8 @@ class Receiver(Storing):
         self.stored = self.handed = position
         self.received = max(position, self.received)
         self._rewinding = self._rewinding and position == 0
-        self.progress_at = self._pending_since = now
-        self._reported = (self.received, now)
+        self._pending_since = now
+        self._reported = (position, now)
         if self.finish is not None:
             self._local(Move.FINISH)
 
@@ -123,8 +122,8 @@ class Receiver(Storing):
     def on_chunk(self, chunk: Chunk, now: float) -> Taken:
         """Check a chunk. `KEPT`: the driver keeps its data until `on_stored` covers it.
 
-        Raises `ProtocolViolation` for what section 3 forbids, `TransferAborted` where the payload grows beyond what is
-        allowed: the driver then sends `abort`.
+        Raises `ProtocolViolation` for what section 3 forbids, `MessagesLost` where chunks before it are missing,
+        `TransferAborted` where the payload grows beyond what is allowed: the driver then sends `abort`.
         """
         seq, length = chunk.seq, len(chunk.data)
         if seq < self.received or (self._rewinding and seq != self.received):
@@ -139,17 +138,16 @@ class Receiver(Storing):
         if self.received == self.handed:
             self._pending_since = now
         self.received = seq + 1
-        self.progress_at = now
         return Taken.KEPT
 
     def _check_place(self, seq: int, length: int) -> None:
         allowed = self.limit if self.state is not State.OFFERED else int(self._early)
         if seq >= allowed:
             raise ProtocolViolation("chunk beyond the limit")
-        if seq > self.received:
-            raise ProtocolViolation("gap between chunks")
         if self.finish is not None or (self.size is not None and seq * self.chunk_size >= self.size):
             raise ProtocolViolation("chunk past the end")
+        if seq > self.received:
+            raise MessagesLost("chunks lost on the way")
         expected = self.chunk_size if self.size is None else min(self.chunk_size, self.size - seq * self.chunk_size)
         if length > expected or (length < expected and self.size is not None):
             raise ProtocolViolation("chunk of the wrong length")
@@ -162,9 +160,16 @@ class Receiver(Storing):
             self.size = self._ended_short = total  # the first short chunk is the last
 
     def on_finish(self, message: Finish) -> bool:
-        """Take `finish`, which freezes the transfer; return False where it is dropped (repeated, or while rewinding)."""
+        """Take `finish`, which freezes the transfer; return False where it is dropped (repeated, or while rewinding).
+
+        Raises `MessagesLost` where more chunks were sent than came, `ProtocolViolation` for any other wrong count.
+        """
         if self._rewinding or self.finish is not None:
             return False
+        if self.state is State.OFFERED and not self._early:
+            raise ProtocolViolation("finish before accept")
+        if message.chunks > self.received:
+            raise MessagesLost("chunks lost on the way")
         size = self.received * self.chunk_size if self.size is None else self.size
         if (
             message.chunks != self.received
@@ -172,10 +177,7 @@ class Receiver(Storing):
             or chunk_count(size, self.chunk_size) != self.received
         ):
             raise ProtocolViolation("finish with wrong counts")
-        if self.state is State.OFFERED:
-            if not self._early:
-                raise ProtocolViolation("finish before accept")
-        else:
+        if self.state is not State.OFFERED:
             self._remote(Move.FINISH)
         self.size = size
         self.finish = message
@@ -204,6 +206,7 @@ class Receiver(Storing):
         self.handed = min(self.handed, seq)
         self.finish = None
         self._rewinding = True
+        self._reported = (seq, self._reported[1])
         if self._ended_short is not None:  # the short chunk is dropped, and with it what it told
             self.size = self._ended_short = None
         return Nack(handle=self.handle, seq=seq, code=code)
@@ -235,8 +238,3 @@ class Receiver(Storing):
     def abort(self, code: str, message: str = "", *, final: bool, retry_after: float | None = None) -> Abort:
         """End the transfer (`final`) or detach it from this connection; return the message that says so."""
         return self._abort(code, message, final=final, retry_after=retry_after)
-
-    def stalled(self, now: float) -> bool:
-        """Return whether the sender had credit and something to send, and sent nothing for 60 s."""
-        waiting = self.state is State.OPEN and self.received < self.limit and not self.held and not self._ack_due
-        return waiting and now - self.progress_at >= STALL_SECONDS

@@ -6,6 +6,7 @@ whether it serves a client's upload or a server's delivery.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from delivery.errors import ProtocolViolation, UsageError
@@ -33,7 +34,8 @@ class Sender(Machine):
 
     Attributes (all in chunks but where named otherwise): `acked`, everything below is safe with the receiver;
     `received`, what the receiver says it has taken in; `limit`, absolute credit; `next_seq`, what is sent next;
-    `sent`, one more than the highest number ever sent on this handle; `size`, in bytes, None until known.
+    `sent`, one more than the highest number ever sent on this handle; `size`, in bytes, None until known. `answers`
+    counts accepts and nacks; `moved` says whether an ack ever raised `acked` or `received`.
     """
 
     def __init__(self, offer: Offer, *, early: bool = False, now: float = 0.0) -> None:
@@ -50,7 +52,11 @@ class Sender(Machine):
         self.finished = False
         self.paused = False
         self.progress_at = now
+        self.answers = 0
+        self.moved = False
         self._early = early
+        self._accepted_at = now
+        self._sent_at: deque[float] = deque()  # when each chunk from `received` to `next_seq` was last sent
 
     @property
     def chunks(self) -> int | None:
@@ -66,9 +72,21 @@ class Sender(Machine):
         return self._bytes(self.received)
 
     @property
+    def longest_acked(self) -> int:
+        """The length in bytes of the longest chunk that is acked, 0 while none is."""
+        return min(self.chunk_size, self.acked_bytes)
+
+    @property
     def in_flight(self) -> bool:
         """Whether chunks were sent that no ack covers."""
         return self.sent > self.acked
+
+    @property
+    def unreceived_since(self) -> float | None:
+        """When the oldest chunk not in `received` was last sent, or accepted if that came later; None where there is none."""
+        if not self._sent_at or self.state not in (State.OPEN, State.FINISHING):
+            return None
+        return max(self._sent_at[0], self._accepted_at)
 
     def _bytes(self, seq: int) -> int:
         offset = seq * self.chunk_size
@@ -107,6 +125,11 @@ class Sender(Machine):
             self.progress_at = now
         self.next_seq = seq + 1
         self.sent = max(self.sent, self.next_seq)
+        self._sent_at.append(now)
+
+    def _forget_received(self) -> None:
+        while len(self._sent_at) > max(0, self.next_seq - self.received):
+            self._sent_at.popleft()
 
     def end(self, size: int) -> None:
         """Say that the payload has `size` bytes. Raises `UsageError` if that contradicts its offer or what was sent."""
@@ -141,10 +164,15 @@ class Sender(Machine):
         return self._abort(code, message, final=final, retry_after=retry_after)
 
     def stalled(self, now: float) -> bool:
-        """Return whether credit was open, something to wait for, and no progress for 60 s (PROTOCOL section 5)."""
-        if now - self.progress_at < STALL_SECONDS or self.state not in (State.OPEN, State.FINISHING):
+        """Return whether credit was open, chunks were unacked or due, and nothing moved for 60 s (PROTOCOL section 5).
+
+        To be asked every few seconds: the 60 s begin anew whenever nothing is due, such as while a producer pauses.
+        """
+        live = self.state in (State.OPEN, State.FINISHING)
+        if not (live and self.next_seq < self.limit and (self.in_flight or self.chunk_due())):
+            self.progress_at = now
             return False
-        return self.next_seq < self.limit and (self.in_flight or self.chunk_due())
+        return now - self.progress_at >= STALL_SECONDS
 
     # -- what the receiver said ------------------------------------------------------------------------------------
 
@@ -161,12 +189,15 @@ class Sender(Machine):
         if message.chunk_size != self.chunk_size:  # what went early, went in other chunks
             self.chunk_size = message.chunk_size
             self.next_seq = self.sent = 0
+            self._sent_at.clear()
             self.finished = False
         self.acked = self.received = message.seq
         self.limit = message.limit
         self.next_seq = max(self.next_seq, message.seq)
         self.sent = max(self.sent, self.next_seq)
-        self.progress_at = now
+        self.progress_at = self._accepted_at = now
+        self.answers += 1
+        self._forget_received()
         if self.finished:  # said early, with its only chunk
             self._local(Move.FINISH)
 
@@ -185,9 +216,11 @@ class Sender(Machine):
         moved = message.seq > self.acked
         if moved or message.received > self.received or message.limit > self.limit:
             self.progress_at = now
+        self.moved = self.moved or moved or message.received > self.received
         self.acked, self.received, self.limit = message.seq, message.received, message.limit
         # A receiver may be ahead of a nack that is still on its way: what it holds is not sent again.
         self.next_seq = max(self.next_seq, self.acked)
+        self._forget_received()
         return moved
 
     def on_nack(self, message: Nack) -> None:
@@ -196,6 +229,8 @@ class Sender(Machine):
             raise ProtocolViolation("nack of what is acked, or was not sent")
         self._remote(Move.REWIND)
         self.next_seq = self.received = message.seq
+        self.answers += 1
+        self._sent_at.clear()
         self.finished = False
 
     def on_done(self, message: Done) -> None:
@@ -205,6 +240,7 @@ class Sender(Machine):
         if self.sha256 is not None and message.sha256 != self.sha256:
             raise ProtocolViolation("done with another digest")
         self._remote(Move.DONE)
+        self.moved = True
         self.size = message.size
         self.acked = self.received = self.next_seq = chunk_count(message.size, self.chunk_size)
 

@@ -45,12 +45,11 @@ class Storing(Machine):
         self.stored = self.received = self.handed = 0
         self.limit = 0
         self.held = False
-        self.progress_at = now
         self._terms: Terms | None = None  # granted by `accept`
         self._nacks: Counter[int] = Counter()  # how often each chunk that is not stored yet was asked for again
         self._pending_since = now
         self._ack_due = False
-        self._reported = (0, now)
+        self._reported = (0, now)  # what the last accept, ack or nack said, and when
 
     @property
     def chunks(self) -> int | None:
@@ -141,16 +140,19 @@ class Storing(Machine):
         self.held = False
         self._ack_due = True
 
-    def next_ack(self, now: float) -> Ack | None:
-        """Return the ack to send now, None while there is nothing new to say."""
+    def next_ack(self, now: float, *, at_once: bool = False) -> Ack | None:
+        """Return the ack to send now, None while there is nothing new to say.
+
+        What was taken in is reported every 0.5 s, with `at_once` now: before a pong (PROTOCOL section 5).
+        """
         if self.state not in (State.OPEN, State.FINISHING) or self._terms is None:
             return None
         reported, at = self._reported
-        if not self._ack_due and not (self.received > reported and now >= at + REPORT_AFTER_SECONDS):
+        due = at_once or now >= at + REPORT_AFTER_SECONDS
+        if not self._ack_due and not (self.received > reported and due):
             return None
         if not self.held and self.stored + self._window_chunks > self.limit:
             self.limit = self.stored + self._window_chunks
-            self.progress_at = now
         self._ack_due = False
         self._reported = (self.received, now)
         return Ack(handle=self.handle, seq=self.stored, received=self.received, limit=self.limit)

@@ -16,6 +16,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http.request import validate_host
 
 from delivery import conf, policy, tokens
+from delivery.protocol.codes import CLOSE_CODES
 from delivery.serving import sessions
 from delivery.tokens import Claim
 
@@ -26,7 +27,7 @@ class Refusal(enum.Enum):
     """Why nobody is logged in."""
 
     MISSING = "login missing"
-    WRONG = "login wrong or expired"
+    WRONG = CLOSE_CODES[4401].reason
 
 
 class Kind(enum.Enum):

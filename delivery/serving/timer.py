@@ -1,4 +1,4 @@
-"""What time alone asks for on one connection: pings, silence, stalled transfers, a close that nobody reads.
+"""What time alone asks for on one connection: pings, silence, stalled deliveries, a close that nobody reads.
 
 A timer and no task: a thousand idle connections cost a thousand entries in the loop's heap.
 """
@@ -75,14 +75,12 @@ class Timer(Part):
 
     def _look_once(self, now: float) -> None:
         session = self._session
+        session.connection.heard(session.socket.incomplete_at())
         for event in session.connection.tick(now):
             if isinstance(event, events.HelloMissing):
                 session.close(4408, "no hello in time")
             elif isinstance(event, events.PeerSilent):
                 session.close(1011, "no answer")
-        for receiver in list(session.connection.receivers.values()):
-            if receiver.stalled(now) and (intake := session.intakes.get(receiver.handle)) is not None:
-                uploading.drop(session, intake, "stalled", final=False)
         for outflow in list(session.outflows.values()):
             if outflow.sender.stalled(now):
                 delivering.drop(session, outflow, "stalled", final=False)

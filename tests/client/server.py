@@ -54,6 +54,7 @@ class CoreServer:
         self.window = 16_777_216
         self.early_data = 65_536
         self.heartbeat = 20.0
+        self.of_before = False  # says `stalled` of uploads itself, and pong before what came
         self.segment = 1_048_576
         self.token: str | None = None
         self.uploads: dict[str, Stored] = {}
@@ -100,7 +101,7 @@ class CoreServer:
 
     async def _serve(self, socket: ServerConnection) -> None:
         if self.token and socket.request.headers.get("Authorization") != f"Bearer {self.token}":
-            await socket.close(4401, "login missing, expired or revoked")
+            await socket.close(4401, "login missing")
             return
         session = Session(self, socket)
         self.sessions.append(session)
@@ -148,6 +149,15 @@ class Session:
         self.client = ""
         self.offered: set[str] = set()
         self.frozen = False
+        if server.of_before:
+            queue_acks = self.core.queue_acks
+            self.core.queue_acks = lambda now, *, at_once=False: queue_acks(now)  # type: ignore[method-assign]
+
+    def stall(self) -> None:
+        """Say what a server of before said where an upload's next chunk did not come for 60 s."""
+        for receiver in list(self.core.receivers.values()):
+            self.core.abort(receiver, "stalled", final=False)
+        self.wake.set()
 
     async def run(self) -> None:
         tasks = [asyncio.ensure_future(work) for work in (self._read(), self._write(), self._tick())]

@@ -188,6 +188,17 @@ async def test_large_chunks_go_to_servers_that_are_near(
     assert max(server.sizes) == largest + 12
 
 
+async def test_a_server_far_away_is_told_the_chunk_size_that_is_meant(
+    server: CoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it offers larger chunks, and early data in them comes unasked."""
+    server.chunk_size = 1_048_576
+    monkeypatch.setattr(sockets, "round_trip", lambda transport: 0.05)
+    async with connect(server.url) as client:
+        assert [hello.chunk_size for hello in server.hellos] == [262_144]
+        assert client.recovery.chunk_size == 524_288
+
+
 async def test_1009_from_a_server_far_away_halves_what_was_sent(
     server: CoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,8 +114,14 @@ async def test_an_early_chunk_without_finish_is_taken_in(peer: Peer) -> None:
 async def test_an_early_finish_with_wrong_counts_closes_4400(peer: Peer) -> None:
     handle, _ = await peer.offer(size=5)
     await peer.chunk(handle, 0, b"hello")
-    await peer.say("finish", handle=handle, chunks=2, size=5, sha256=None)
+    await peer.say("finish", handle=handle, chunks=1, size=6, sha256=None)
     assert (await peer.closes())[0] == 4400
+
+
+async def test_an_early_finish_whose_chunk_was_swallowed_closes_1009(peer: Peer) -> None:
+    handle, _ = await peer.offer(size=5)
+    await peer.say("finish", handle=handle, chunks=1, size=5, sha256=None)
+    assert (await peer.closes())[0] == 1009
 
 
 async def test_an_empty_payload_needs_its_accept(peer: Peer) -> None:

@@ -77,7 +77,6 @@ async def test_an_offer_and_a_finish_that_contradict_each_other_end_it(peer: Pee
     "counts",
     [
         {"chunks": 1},
-        {"chunks": 3},
         {"chunks": 0},
         {"size": len(DATA) - 1},
         {"size": len(DATA) + 1},
@@ -91,11 +90,23 @@ async def test_wrong_counts_close_4400(peer: Peer, counts: dict[str, int]) -> No
     assert (await peer.closes())[0] == 4400
 
 
-async def test_a_finish_that_comes_too_early_closes_4400(peer: Peer) -> None:
+@pytest.mark.parametrize("came", [0, 1])
+async def test_a_finish_of_more_chunks_than_came_means_swallowed_messages_and_closes_1009(
+    peer: Peer, came: int
+) -> None:
+    handle, _ = await peer.offer(size=len(DATA))
+    await peer.hear("accept")
+    for seq in range(came):
+        await peer.chunk(handle, seq, DATA[:CHUNK])
+    await peer.say("finish", handle=handle, chunks=2, size=len(DATA), sha256=None)
+    assert (await peer.closes())[0] == 1009
+
+
+async def test_a_finish_of_less_than_the_payload_closes_4400(peer: Peer) -> None:
     handle, _ = await peer.offer(size=len(DATA))
     await peer.hear("accept")
     await peer.chunk(handle, 0, DATA[:CHUNK])
-    await peer.say("finish", handle=handle, chunks=2, size=len(DATA), sha256=None)
+    await peer.say("finish", handle=handle, chunks=1, size=CHUNK, sha256=None)
     assert (await peer.closes())[0] == 4400
 
 

@@ -57,7 +57,7 @@ async def test_ours_among_other_subprotocols_is_chosen(shipped: Stack, alice: Pe
 async def test_a_wrong_login_is_accepted_and_closed_with_4401(shipped: Stack) -> None:
     async with Peer.open(shipped.ws_url, token="made-up") as peer:
         code, reason = await peer.closes()
-    assert (code, reason) == (4401, "login wrong or expired")
+    assert (code, reason) == (4401, "login expired")
 
 
 async def test_an_expired_login_is_accepted_and_closed_with_4401(shipped: Stack, site: Site, alice: Person) -> None:
@@ -148,6 +148,12 @@ async def test_a_malformed_hello_closes_4400(connect: Connect, alice: Person, me
     code, reason = await peer.closes()
     assert code == 4400
     assert len(reason.encode()) <= 123
+
+
+async def test_nothing_above_65536_bytes_may_come_before_the_welcome(connect: Connect, alice: Person) -> None:
+    peer = await connect(alice, hello=False)
+    await peer.say("hello", client="c", max_message=65_548, padding="x" * 65_536)
+    assert (await peer.closes())[0] == 1009
 
 
 async def test_welcome_says_what_the_server_takes(connect: Connect, alice: Person) -> None:

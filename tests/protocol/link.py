@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 
-from delivery.errors import ProtocolViolation
+from delivery.errors import MessagesLost, ProtocolViolation
 from delivery.protocol import events, frames, messages
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.events import Event
@@ -146,6 +146,10 @@ class World:
             return False
         try:
             happened = link.sending.receive_text(link.back.popleft(), self.now)
+        except MessagesLost:
+            expect(link.tampered, "messages that are on their way were called lost")
+            self.cut()
+            return True
         except ProtocolViolation as violation:
             raise Broken(f"an honest receiver was called a violator: {violation.reason}") from violation
         for event in happened:
@@ -227,34 +231,28 @@ class World:
             self.check()
         raise Broken("the transfer does not come to its end")
 
+    def look_at_the_clock(self, link: Link) -> None:
+        """Do what time alone asks of the sender: look for chunks that never arrived."""
+        if link.open:
+            link.sending.tick(self.now)
+            self._flush(link)
+
     def round(self, turns: int, *, storing: bool) -> None:
         """Bring everything on the present connection one step on, with at most `turns` of sending."""
         link = self.link
         if link is None:
             return
+        self.look_at_the_clock(link)
         while self.deliver_forth(link) or (turns and self.send()):
             turns = max(0, turns - 1)
         while link.receiving.alive and link.receiving.questions:
             link.receiving.answer()
         if link.receiving.alive:
             link.receiving.work()
-            self._look_for_stalls(link)
         while storing and self.tasks:
             self.run_task(self.tasks[0])
         while self.deliver_back(link):
             pass
-
-    def _look_for_stalls(self, link: Link) -> None:
-        """Detach what has not moved for too long, as both drivers do: a chunk was lost, and none came behind it."""
-        for intake in list(link.receiving.intakes.values()):
-            if link.tampered and intake.receiver.stalled(self.now):
-                link.receiving.connection.abort(intake.receiver, "stalled", final=False)
-                link.receiving.intakes.pop(intake.receiver.handle)
-                link.receiving.flush()
-        if link.tampered and self.sender is not None and self.sender.stalled(self.now):
-            link.sending.abort(self.sender, "stalled", final=False)
-            self.sender = None
-            self._flush(link)
 
 
 def greet(client: Connection, server: Connection, *, now: float) -> None:

@@ -15,8 +15,8 @@ SEQUENCES = load("reactions")["sequences"]
 def test_reaction(vector):
     recovery = Recovery(**vector["start"])
     for number, step in enumerate(vector["steps"]):
-        if step.get("progressed"):
-            recovery.progressed()
+        if progressed := step.get("progressed"):
+            assert recovery.progressed(progressed["chunk_bytes"]) == progressed["remember"], f"step {number}"
             continue
         if step.get("refused"):
             plan = recovery.refused(step["random"])

@@ -7,7 +7,7 @@ import pytest
 from delivery.errors import ProtocolViolation, UsageError
 from delivery.protocol import events, frames, messages
 from delivery.protocol.connection import HELLO_SECONDS, MOST_QUEUED_PONGS, Connection, Limits, Side
-from delivery.protocol.messages import GoingAway, Ping, Pong
+from delivery.protocol.messages import Ack, GoingAway, Ping, Pong
 
 from .messages_of import CHUNK, TRANSFER
 from .pair import CLIENT, SERVER, Pair, hello, welcome
@@ -155,12 +155,58 @@ def test_a_flood_of_pings_is_answered_up_to_a_bound():
     assert len(server.outbox) == MOST_QUEUED_PONGS
 
 
-def test_the_server_pings_after_a_heartbeat_and_the_client_never_does():
+def test_either_side_pings_after_a_heartbeat_in_which_it_said_nothing():
     pair = Pair()
-    assert pair.server.wake_at() == 10.0
+    assert pair.server.wake_at() == pair.client.wake_at() == 10.0
     assert pair.server.tick(10.0) == pair.client.tick(10.0) == []
+    assert list(pair.server.outbox) == list(pair.client.outbox) == [Ping(id=1)]
+
+
+def test_only_the_server_pings_because_it_hears_nothing():
+    pair = Pair()
+    pair.server.sent(9.0)
+    pair.client.sent(9.0)
+    pair.server.tick(10.0)
+    pair.client.tick(10.0)
     assert list(pair.server.outbox) == [Ping(id=1)]
     assert not pair.client.outbox
+
+
+def test_a_client_does_not_ping_before_the_welcome():
+    client = Pair(greeted=False).client
+    client.tick(20.0)
+    assert not client.outbox
+
+
+def test_a_pong_is_said_behind_the_acks_of_what_has_come():
+    pair = Pair()
+    sender, _ = pair.accepted(pair.client)
+    pair.chunk(sender, pair.client, bytes(CHUNK))
+    pair.server.receive_text(PING, 0.0)
+    ack, pong = pair.server.outbox
+    assert isinstance(ack, Ack)
+    assert ack.received == 1
+    assert pong == Pong(id=3)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_bytes_of_an_incomplete_message_are_signs_of_life(side):
+    end = getattr(Pair(), side)
+    end.heard(24.0)
+    assert end.tick(48.9) == []
+    end.heard(20.0)  # older news
+    assert end.tick(48.9) == []
+    assert end.tick(49.0) == [events.PeerSilent()]
+
+
+def test_before_the_welcome_a_server_takes_65536_bytes_and_no_more():
+    limits = Limits(max_message=200_000, chunk_size=65_536)
+    assert violation(Connection(Side.SERVER, limits, now=0.0).receive_text, " " * 65_537).code == 1009
+    assert violation(Connection(Side.SERVER, limits, now=0.0).receive_bytes, bytes(65_537)).code == 1009
+    greeted = Connection(Side.SERVER, limits, now=0.0)
+    greeted.receive_text(messages.encode(hello()), 0.0)
+    assert violation(greeted.receive_bytes, bytes(65_537)).code == 1009
+    assert violation(Connection(Side.SERVER, limits, now=0.0).receive_text, " " * 65_536).code == 4400
 
 
 def test_what_was_sent_and_heard_puts_a_ping_off():

@@ -7,8 +7,8 @@ import pytest
 from delivery.protocol.heartbeat import Heartbeat
 
 
-def pulse(*, pings: bool = True) -> Heartbeat:
-    beat = Heartbeat(20.0, now=100.0)
+def pulse(*, pings: bool = True, server: bool = True) -> Heartbeat:
+    beat = Heartbeat(20.0, now=100.0, server=server)
     beat.pings = pings
     return beat
 
@@ -27,11 +27,26 @@ def test_pings_come_one_heartbeat_apart_with_rising_ids():
 
 
 @pytest.mark.parametrize("silent", ["heard", "said"])
-def test_either_silence_brings_a_ping(silent):
+def test_either_silence_brings_a_ping_of_the_server(silent):
     beat = pulse()
     for name in {"heard", "said"} - {silent}:
         setattr(beat, name, 119.0)
     assert beat.ping(120.0) is not None
+
+
+def test_only_its_own_silence_brings_a_ping_of_a_client():
+    beat = pulse(server=False)
+    beat.said = 119.0
+    assert beat.ping(120.0) is None
+    assert beat.wake_at() == 139.0
+    beat.heard = 138.0
+    assert beat.ping(139.0) is not None
+
+
+def test_a_ping_out_of_turn_has_an_id_of_its_own():
+    beat = pulse()
+    assert beat.next_ping().id == 1
+    assert beat.ping(120.0).id == 2
 
 
 def test_a_busy_connection_is_not_pinged():

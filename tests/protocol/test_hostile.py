@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from delivery.errors import ProtocolViolation
+from delivery.errors import MessagesLost, ProtocolViolation
 from delivery.protocol import events, frames, messages
 from delivery.protocol.connection import MAX_UNANSWERED_OFFERS, MOST_QUEUED_PONGS, Connection, Limits, Side
 from delivery.protocol.messages import Accept, Ack, DeliveryOffer, Done, UploadOffer
@@ -85,6 +85,7 @@ class Hostile(RuleBasedStateMachine):
             happened = receive(message, self.now)
         except ProtocolViolation as violation:
             expect(violation.code in (1009, 4400, 4429), "a close code that no violation has")
+            expect((violation.code == 1009) >= isinstance(violation, MessagesLost), "a loss that is not 1009")
             expect(0 < len(violation.reason.encode()) <= 123, "a reason that does not fit into a close frame")
             self.connect(self.side)
         else:
@@ -127,6 +128,18 @@ class Hostile(RuleBasedStateMachine):
         size = receiver.received * receiver.chunk_size if receiver.size is None else receiver.size
         text = {"handle": receiver.handle, "chunks": receiver.received, "size": size, "sha256": sha256}
         self.hear(self.core.receive_text, json.dumps({"type": "finish", **text}))
+
+    @precondition(lambda self: self.core.receivers)
+    @rule(pick=small, ahead=st.integers(1, 3))
+    def claims_more_chunks_than_it_sent(self, pick, ahead):
+        receiver = list(self.core.receivers.values())[pick % len(self.core.receivers)]
+        chunks = receiver.received + ahead
+        text = {"handle": receiver.handle, "chunks": chunks, "size": chunks * receiver.chunk_size, "sha256": None}
+        self.hear(self.core.receive_text, json.dumps({"type": "finish", **text}))
+
+    @rule(number=small)
+    def answers_pings_without_acks(self, number):
+        self.hear(self.core.receive_text, json.dumps({"type": "pong", "id": number}))
 
     @rule(count=st.integers(1, 400))
     def floods_with_pings(self, count):
@@ -176,6 +189,7 @@ class Hostile(RuleBasedStateMachine):
             if storing and receiver.state is not State.OFFERED:
                 self.store(receiver)
         self.core.queue_acks(self.now)
+        self.core.tick(self.now)
 
     def store(self, receiver):
         end = min(self.handed.get(receiver, 0), receiver.received)
@@ -255,6 +269,7 @@ class Hostile(RuleBasedStateMachine):
         for sender in self.core.senders.values() if hasattr(self, "core") else ():
             assert sender.acked <= sender.sent
             assert sender.next_seq <= sender.sent
+            assert len(sender._sent_at) <= max(0, sender.next_seq - sender.received)
 
 
 def test_a_hostile_peer_gets_nothing_but_a_close_code():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.errors import ProtocolViolation, Refused, TransferAborted, UsageError
+from delivery.errors import MessagesLost, ProtocolViolation, Refused, TransferAborted, UsageError
 from delivery.protocol.frames import MAX_SEQ
 from delivery.protocol.messages import Abort, Nack
-from delivery.protocol.receiver import STALL_SECONDS, Receiver, Taken, Terms
+from delivery.protocol.receiver import Receiver, Taken, Terms
 from delivery.protocol.states import State
 
 from .messages_of import CHUNK, DIGEST, OTHER_DIGEST, abort, chunk, finish, offer
@@ -124,7 +124,6 @@ def test_what_was_taken_in_is_dropped_unread_whatever_its_bytes():
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (chunk(4), "gap"),
         (chunk(8), "beyond the limit"),
         (chunk(3, CHUNK - 1), "wrong length"),
         (chunk(3, CHUNK + 1), "wrong length"),
@@ -135,6 +134,15 @@ def test_a_chunk_that_may_not_come_is_a_violation(wrong, reason):
     take(receiver, 3)
     with pytest.raises(ProtocolViolation, match=reason):
         receiver.on_chunk(wrong, 0.0)
+
+
+def test_a_chunk_that_leaves_a_gap_says_that_messages_were_swallowed():
+    receiver = opened()
+    take(receiver, 3)
+    with pytest.raises(MessagesLost) as caught:
+        receiver.on_chunk(chunk(4), 0.0)
+    assert caught.value.code == 1009
+    assert receiver.received == 3
 
 
 @pytest.mark.parametrize(("length", "ok"), [(100, True), (99, False), (101, False), (CHUNK, False)])
@@ -297,12 +305,46 @@ def test_finish_freezes_the_transfer():
     assert receiver.complete
 
 
-@pytest.mark.parametrize(("chunks", "size"), [(2, 3 * CHUNK), (3, 3 * CHUNK - 1), (4, 3 * CHUNK), (3, 2 * CHUNK)])
+@pytest.mark.parametrize(("chunks", "size"), [(2, 3 * CHUNK), (3, 3 * CHUNK - 1), (3, 2 * CHUNK)])
 def test_wrong_counts_are_a_violation(chunks, size):
     receiver = opened(size=3 * CHUNK)
     take(receiver, 3)
     with pytest.raises(ProtocolViolation, match="wrong counts"):
         receiver.on_finish(finish(chunks, size))
+
+
+@pytest.mark.parametrize(("taken", "size"), [(2, 3 * CHUNK), (0, 3 * CHUNK), (2, None)])
+def test_a_finish_of_more_chunks_than_came_says_that_messages_were_swallowed(taken, size):
+    receiver = opened(size=size)
+    take(receiver, taken)
+    with pytest.raises(MessagesLost) as caught:
+        receiver.on_finish(finish(3, 3 * CHUNK))
+    assert caught.value.code == 1009
+
+
+def test_a_finish_whose_early_chunk_was_swallowed_says_so():
+    receiver = Receiver(offer(size=100), early_data=CHUNK)
+    with pytest.raises(MessagesLost):
+        receiver.on_finish(finish(1, 100))
+
+
+def test_an_ack_at_once_reports_what_neither_accept_nor_ack_nor_nack_said():
+    receiver = opened()
+    assert receiver.next_ack(0.0, at_once=True) is None
+    take(receiver, 3)
+    assert receiver.next_ack(0.0) is None
+    assert receiver.next_ack(0.0, at_once=True).received == 3
+    assert receiver.next_ack(0.0, at_once=True) is None
+    receiver.lost(1, "lost")
+    take(receiver, 1)
+    assert receiver.next_ack(0.0, at_once=True).received == 2
+
+
+def test_early_data_is_reported_although_the_accept_did_not():
+    receiver = Receiver(offer(size=100), early_data=CHUNK)
+    receiver.on_chunk(chunk(0, 100), 0.0)
+    accept(receiver)
+    assert receiver.next_ack(0.0, at_once=True).received == 1
 
 
 def test_finish_before_the_last_chunk_is_a_violation():
@@ -449,33 +491,3 @@ def test_our_own_abort_says_so():
     receiver = opened()
     message = receiver.abort("busy", "later", final=False, retry_after=1.0)
     assert (message.code, message.retry_after, receiver.state) == ("busy", 1.0, State.DETACHED)
-
-
-def test_a_sender_that_has_credit_and_sends_nothing_stalls():
-    receiver = opened()
-    assert not receiver.stalled(STALL_SECONDS - 0.1)
-    assert receiver.stalled(STALL_SECONDS)
-
-
-def test_a_sender_without_credit_does_not_stall():
-    receiver = opened()
-    take(receiver, 8)
-    assert not receiver.stalled(1_000.0)
-
-
-def test_new_credit_starts_the_clock_again():
-    receiver = opened()
-    take(receiver, 8)
-    receiver.on_stored(8)
-    assert not receiver.stalled(1_000.0)
-    receiver.next_ack(1_000.0)
-    assert not receiver.stalled(1_000.0 + STALL_SECONDS - 0.1)
-    assert receiver.stalled(1_000.0 + STALL_SECONDS)
-
-
-def test_a_held_transfer_does_not_stall():
-    receiver = opened()
-    receiver.hold()
-    assert not receiver.stalled(1_000.0)
-    receiver.release()
-    assert not receiver.stalled(1_000.0)

@@ -362,6 +362,57 @@ def test_our_own_abort_says_so():
     assert sender.state is State.DETACHED
 
 
+# -- what has not arrived
+
+
+def sent_at(*times: float, **members) -> Sender:
+    sender = opened(**members)
+    for now in times:
+        sender.chunk_sent(sender.next_seq, now)
+    return sender
+
+
+def test_the_oldest_chunk_that_is_not_received_counts():
+    sender = sent_at(1.0, 2.0, 3.0)
+    assert sender.unreceived_since == 1.0
+    sender.on_ack(ack(0, received=2), 4.0)
+    assert sender.unreceived_since == 3.0
+    sender.on_ack(ack(1, received=3), 5.0)
+    assert sender.unreceived_since is None
+    sender.chunk_sent(3, 6.0)
+    assert sender.unreceived_since == 6.0
+
+
+def test_a_chunk_that_is_sent_again_counts_from_then():
+    sender = sent_at(1.0, 2.0, 3.0)
+    sender.on_nack(nack(1))
+    assert sender.unreceived_since is None
+    sender.chunk_sent(1, 7.0)
+    assert sender.unreceived_since == 7.0
+
+
+def test_early_data_counts_from_its_accept():
+    sender = Sender(offer(size=100), early=True)
+    sender.chunk_sent(0, 1.0)
+    assert sender.unreceived_since is None
+    sender.on_accept(accept(seq=0, limit=10), 4.0)
+    assert sender.unreceived_since == 4.0
+
+
+def test_nothing_is_missed_of_what_is_done():
+    sender = sent_at(1.0)
+    sender.on_abort(abort(final=False))
+    assert sender.unreceived_since is None
+
+
+def test_it_tells_whether_anything_moved():
+    sender = sent_at(1.0, 2.0)
+    sender.on_ack(ack(0, received=0, limit=12), 3.0)
+    assert not sender.moved
+    sender.on_ack(ack(0, received=1, limit=12), 3.0)
+    assert sender.moved
+
+
 # -- stalling
 
 
@@ -391,6 +442,15 @@ def test_a_sender_that_is_idle_by_itself_does_not_stall():
     sender = opened()
     sender.paused = True
     assert not sender.stalled(1_000.0)
+
+
+def test_a_pause_of_the_producer_is_not_counted_when_it_goes_on():
+    sender = opened()
+    sender.paused = True
+    assert not sender.stalled(7_200.0)
+    sender.paused = False
+    assert not sender.stalled(7_200.0 + STALL_SECONDS - 0.1)
+    assert sender.stalled(7_200.0 + STALL_SECONDS)
 
 
 def test_waiting_for_the_digest_of_what_is_stored_is_no_stall():

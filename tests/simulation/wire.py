@@ -103,6 +103,7 @@ class ClientEnd:
         self.transport = SimpleNamespace(abort=lambda: wire.cut())
         self.subprotocol = "delivery.v1"
         self.buffers = Buffers()
+        self.heard_at = 0.0
 
     def arrive(self, message: Any) -> None:
         self._came.put_nowait(message)
