@@ -19,10 +19,14 @@ REMEMBERED_SECONDS = 24 * 3600.0
 
 
 class Ceilings:
-    """Chunk ceilings in bytes by URL. `path`: the file, by default `ceilings.json` in the user's cache directory."""
+    """Chunk ceilings in bytes by URL. `path`: the file, by default `ceilings.json` in the user's cache directory.
+
+    A user without a home directory has none: then they are kept in memory only.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_directory() / "ceilings.json"
+        folder = cache_directory()
+        self._path = path or (folder and folder / "ceilings.json")
         self._known: dict[str, tuple[int, float]] = {}
 
     def get(self, url: str) -> int | None:
@@ -36,6 +40,8 @@ class Ceilings:
         """Note that chunks of `chunk_size` bytes are the largest to try at `url`."""
         now = time.time()
         self._known[_key(url)] = (chunk_size, now + REMEMBERED_SECONDS)
+        if self._path is None:
+            return
         current = {key: entry for key, entry in {**self._read(), **self._known}.items() if entry[1] > now}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +50,8 @@ class Ceilings:
             pass
 
     def _read(self) -> dict[str, tuple[int, float]]:
+        if self._path is None:
+            return {}
         try:
             found = json.loads(self._path.read_bytes())
             return {str(key): (int(entry[0]), float(entry[1])) for key, entry in found.items()}

@@ -124,7 +124,8 @@ class Incoming:
         the digest differs, `StorageUnavailable` where the disk does not take it or another process changed what came,
         `ConnectionStopped`, `UsageError` where it is being received already or was offered again.
         """
-        sink = FileSink(Path(directory), self.transfer, name or self.name, self.size, pool=self._pool)
+        name = self.name if name is None else name
+        sink = FileSink(Path(directory), self.transfer, name, self.size, pool=self._pool, expires=self.expires)
         with self._host.saving(self):
             try:
                 saved = await self._into(sink, progress)

@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import Self
 
+from delivery.client.file_lock import try_lock
 from delivery.client.files import FOLDER
+from delivery.client.notes import prune
 from delivery.errors import DeliveryError
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that receive into the same directory are then not kept apart
-    fcntl = None  # type: ignore[assignment]
+CLIENT_ID_BYTES = 64
 
 
 class ReceivingDirectory:
@@ -32,24 +31,31 @@ class ReceivingDirectory:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             self._lock()
-            known = os.read(self._descriptor, 64).decode("ascii", errors="replace").strip()
-            if known.isalnum():
-                self.client_id = known
-            else:
-                os.pwrite(self._descriptor, self.client_id.encode(), 0)
-                os.fsync(self._descriptor)
-        except OSError as error:
-            raise DeliveryError(f"cannot receive into {self._path.parent.parent}: {error.strerror or error}") from error
+            self._find_client_id()
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, OSError):
+                where = self._path.parent.parent
+                raise DeliveryError(f"cannot receive into {where}: {error.strerror or error}") from error
+            raise
+        prune(self._path.parent)
         return self
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(self._descriptor):
             where = self._path.parent.parent
-            raise DeliveryError(f"another process is receiving into {where}: use another --dir") from error
+            raise DeliveryError(f"another process is receiving into {where}: use another --dir")
+
+    def _find_client_id(self) -> None:
+        known = os.read(self._descriptor, CLIENT_ID_BYTES + 1).decode("ascii", errors="replace").strip()
+        if known.isalnum() and len(known) <= CLIENT_ID_BYTES:
+            self.client_id = known
+            return
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self.client_id.encode(), 0)
+        os.fsync(self._descriptor)
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 
-from delivery.client.files import write_atomically
+from delivery.client import files
+from delivery.client.file_lock import try_lock
 
-RECEIPT_DAYS = 30
+KEPT_DAYS = 30
+PRUNE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,7 @@ class Note:
     """What `<transfer>.json` says. `position`: bytes of the part that are durable. `state`: partial, complete, saved.
 
     Complete means that the digest agreed, and that the part is being moved to `path`. `claimed`: an empty file may lie
-    there meanwhile, which is ours.
+    there meanwhile, which is ours. `expires`: when the server forgets the payload, ISO 8601.
     """
 
     transfer: str
@@ -28,6 +33,7 @@ class Note:
     sha256: str | None = None
     path: str | None = None
     claimed: bool = False
+    expires: str | None = None
 
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -38,8 +44,11 @@ KINDS: dict[str, tuple[type, ...]] = {
     "sha256": (str, NoneType),
     "path": (str, NoneType),
     "claimed": (bool,),
+    "expires": (str, NoneType),
 }
-NEWER = frozenset({"claimed"})  # written only where they say something: earlier versions read no note that has them
+NEWER = frozenset(
+    {"claimed", "expires"}
+)  # written only where they say something: earlier versions read no note that has them
 
 
 def _sound(note: Note) -> bool:
@@ -69,18 +78,64 @@ class Sidecar:
     def write(self, note: Note, *, durable: bool) -> None:
         """Replace what it says; a crash leaves the old or the new. `durable`: a power cut, too, leaves the new."""
         members = {name: value for name, value in asdict(note).items() if name not in NEWER or value}
-        write_atomically(self._path, json.dumps(members).encode(), durable=durable)
+        files.write_atomically(self._path, json.dumps(members).encode(), durable=durable)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
 
 def prune(folder: Path) -> None:
-    """Remove receipts that no server can ask for any more."""
-    oldest = time.time() - RECEIPT_DAYS * 86_400
-    for sidecar in folder.glob("*.json"):
-        try:
-            if sidecar.stat().st_mtime < oldest and not sidecar.with_suffix(".part").exists():
-                sidecar.unlink()
-        except OSError:
-            continue
+    """Remove what no server can ask for any more, at most once an hour: it is one look at every file in `folder`.
+
+    These are receipts of more than 30 days, parts whose payload has expired or of which nothing came for 30 days, and
+    what a crash left of a file that was being written. A part that is being saved stays. Blocks; raises nothing.
+    """
+    with contextlib.suppress(OSError):
+        if _pruned_lately(folder / "pruned"):
+            return
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                _prune_one(path)
+
+
+def _pruned_lately(marker: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        if 0 <= time.time() - marker.stat().st_mtime < PRUNE_SECONDS:
+            return True
+    marker.touch()
+    return False
+
+
+def _prune_one(path: Path) -> None:
+    age = time.time() - path.stat().st_mtime
+    match path.suffix:
+        case ".part":
+            _prune_part(path, untouched=age > KEPT_DAYS * 86_400)
+        case ".json":
+            if age > KEPT_DAYS * 86_400 and not path.with_suffix(".part").exists():
+                path.unlink()
+        case files.NEW:
+            if age > PRUNE_SECONDS:
+                path.unlink()
+
+
+def _prune_part(part: Path, *, untouched: bool) -> None:
+    sidecar = Sidecar(part.with_suffix(".json"), part.stem)
+    note = sidecar.read()
+    if not (untouched or (note is not None and _expired(note))):
+        return
+    descriptor = os.open(part, os.O_RDWR)
+    try:
+        if try_lock(descriptor):
+            part.unlink()
+            sidecar.remove()
+    finally:
+        os.close(descriptor)
+
+
+def _expired(note: Note) -> bool:
+    try:
+        expires = datetime.fromisoformat(note.expires or "")
+    except ValueError:
+        return False
+    return expires.tzinfo is not None and expires < datetime.now(UTC)

@@ -28,17 +28,20 @@ class Resumption:
     """The remembered transfer id of sending `file`; `resumed` says whether an earlier command began it.
 
     Where another process runs the same command at this moment, this one sends anew and remembers nothing. Where the
-    state directory cannot be written, nothing is remembered either.
+    state directory cannot be written, or the user has no home directory, nothing is remembered either.
     """
 
     def __init__(self, file: Path, url: str, to: Sequence[str], name: str, *, folder: Path | None = None) -> None:
         found = file.stat()
         same = [str(file.resolve()), found.st_size, found.st_mtime_ns, url, sorted(to), name]
-        folder = folder or state_directory() / "uploads"
-        self._path = folder / f"{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:32]}.json"
         self._lock = -1
         self.transfer = str(uuid.uuid4())
         self.resumed = False
+        state = state_directory()
+        folder = folder or (state and state / "uploads")
+        if folder is None:
+            return
+        self._path = folder / f"{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:32]}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _prune(folder)

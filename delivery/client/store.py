@@ -24,27 +24,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from delivery.client import placement
-from delivery.client.files import FOLDER, candidates, clean_name, sync_directory
+from delivery.client.file_lock import try_lock
+from delivery.client.files import FOLDER, candidates, clean_name, longest_name, sync_directory
 from delivery.client.notes import Note, Sidecar, prune
 from delivery.client.sinks import Saved
 from delivery.errors import IntegrityError, StorageUnavailable, UsageError
 from delivery.protocol.frames import CHUNK_SIZE_MIN
 from delivery.reservation import reserve
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that save the same transfer are then not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 WRITE_BYTES = 262_144  # larger writes are ten times slower on some kernels
 RESERVE_BYTES = 16_777_216  # allocated at a time
 SYNC_BYTES = 16_777_216
 SYNC_SECONDS = 2.0
+OPEN_ATTEMPTS = 100
 Result = TypeVar("Result")
 
 
 class FileSink:
-    """Saves one transfer in `directory`. Its blocking half runs in `pool`, one call at a time.
+    """Saves one transfer in `directory`. Its blocking half runs in `pool`, one call at a time. `expires`: ISO 8601.
 
     Raises `UsageError` where another process is saving the same transfer there, `StorageUnavailable` where the disk
     does not take the bytes, `IntegrityError` where the digest differs.
@@ -53,15 +50,24 @@ class FileSink:
     full = False  # a disk is as fast as it is
     keeps_blocks = False
 
-    def __init__(self, directory: Path, transfer: str, name: str, size: int | None, *, pool: Executor) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        transfer: str,
+        name: str,
+        size: int | None,
+        *,
+        pool: Executor,
+        expires: str | None = None,
+    ) -> None:
         self._directory = directory
         self._folder = directory / FOLDER
         self._part = self._folder / f"{transfer}.part"
         self._sidecar = Sidecar(self._folder / f"{transfer}.json", transfer)
-        self._name = clean_name(name)
+        self._name = name
         self._pool = pool
         self._busy = asyncio.Lock()
-        self._note = Note(transfer, size)
+        self._note = Note(transfer, size, expires=expires)
         self._file = -1
         self._position = 0
         self._reserved = 0  # byte up to which the file has its blocks
@@ -154,7 +160,7 @@ class FileSink:
         self._folder.mkdir(parents=True, exist_ok=True)
         if (saved := self._receipt(self._sidecar.read())) is not None:
             return saved
-        self._file = self._lock(os.open(self._part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666))
+        self._file = self._open_part()
         try:
             return self._find_position()
         except BaseException:
@@ -204,14 +210,23 @@ class FileSink:
         self._begin(0)
         return None
 
-    def _lock(self, descriptor: int) -> int:
-        if fcntl is not None:
+    def _open_part(self) -> int:
+        """Open and lock the part: not one that another process removed before we had the lock."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        for _ in range(OPEN_ATTEMPTS):
+            descriptor = os.open(self._part, flags, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                if not try_lock(descriptor):
+                    raise UsageError(f"{self._part} is being saved by somebody else: use another directory")
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file", str(self._part))
+                if placement.is_file_of(self._part, descriptor):
+                    return descriptor
+            except BaseException:
                 os.close(descriptor)
-                raise UsageError(f"{self._part} is being saved by somebody else: use another directory") from error
-        return descriptor
+                raise
+            os.close(descriptor)
+        raise OSError(errno.EIO, "other processes keep replacing it", str(self._part))
 
     def _release(self) -> None:
         if self._file >= 0:
@@ -308,7 +323,7 @@ class FileSink:
 
     def _place(self) -> None:
         """Give the part the first name that is free."""
-        for candidate in candidates(self._name):
+        for candidate in candidates(clean_name(self._name, longest_name(self._directory))):
             target = self._directory / candidate
             if os.path.lexists(target):
                 continue
@@ -342,14 +357,14 @@ class FileSink:
     def _say_saved(self, note: Note) -> Saved:
         """Write the receipt: the file is there under its name, and also after a power cut."""
         sync_directory(self._directory)
-        self._write_note(replace(note, state="saved", claimed=False))
+        self._write_note(replace(note, state="saved", claimed=False, expires=None))
         self._remove_part()
         prune(self._folder)
         return self._saved(self._note)
 
     def _target(self, note: Note) -> Path:
         # The note may have come here with its directory, or name it from another working directory.
-        return self._directory / Path(note.path or self._name).name
+        return self._directory / Path(note.path or clean_name(self._name)).name
 
     def _receipt(self, note: Note | None) -> Saved | None:
         """Return what an earlier process saved; None where the file under the name is something else now.
@@ -378,7 +393,7 @@ class FileSink:
         self._sidecar.remove()
         self._position = 0
         self._hash = hashlib.sha256()
-        self._note = Note(self._note.transfer, self._note.size)
+        self._note = Note(self._note.transfer, self._note.size, expires=self._note.expires)
 
 
 def _flush(descriptor: int) -> None:

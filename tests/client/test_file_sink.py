@@ -10,20 +10,24 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from delivery.client import placement
+from delivery.client import file_lock, placement, store
+from delivery.client.directories import ReceivingDirectory
 from delivery.client.files import FOLDER
+from delivery.client.notes import prune
 from delivery.client.sinks import Saved
 from delivery.client.store import FileSink
-from delivery.errors import StorageUnavailable
+from delivery.errors import StorageUnavailable, UsageError
 
 DATA = os.urandom(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -38,11 +42,11 @@ class Place:
         self.transfer = str(uuid.uuid4())
         self.part = directory / FOLDER / f"{self.transfer}.part"
         self.note = directory / FOLDER / f"{self.transfer}.json"
-        self._pool = pool
+        self.pool = pool
         self._sinks: list[FileSink] = []
 
     def sink(self, data: bytes = DATA, **options: Any) -> FileSink:
-        sink = FileSink(self.directory, self.transfer, "scan.tif", len(data), pool=self._pool, **options)
+        sink = FileSink(self.directory, self.transfer, "scan.tif", len(data), pool=self.pool, **options)
         self._sinks.append(sink)
         return sink
 
@@ -374,3 +378,201 @@ async def test_a_process_that_is_killed_at_a_step_of_the_move_neither_loses_nor_
     assert (await place.receive()).path == place.directory / "scan.tif"
     assert place.visible() == {"scan.tif": DATA}
     assert list(place.part.parent.glob("*.part")) == []
+
+
+# -- what is kept, and for how long ------------------------------------------------------------------------------------
+
+YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+TOMORROW = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+
+
+async def begin(place: Place, **options: Any) -> FileSink:
+    """Leave what a process leaves that ends in the middle."""
+    sink = place.sink(**options)
+    await sink.open()
+    await sink.write([memoryview(DATA)[:65_536]])
+    await sink.detach()
+    return sink
+
+
+def kept(place: Place) -> bool:
+    assert place.part.exists() == place.note.exists()
+    return place.part.exists()
+
+
+@pytest.mark.parametrize(("expires", "stays"), [(YESTERDAY, False), (TOMORROW, True), (None, True), ("soon", True)])
+async def test_parts_of_expired_payloads_are_removed(place: Place, expires: str | None, *, stays: bool) -> None:
+    await (await begin(place, expires=expires)).close()
+    prune(place.part.parent)
+    assert kept(place) is stays
+
+
+@pytest.mark.parametrize("with_note", [True, False])
+async def test_parts_of_which_nothing_comes_any_more_are_removed(place: Place, *, with_note: bool) -> None:
+    await (await begin(place, expires=TOMORROW if with_note else None)).close()
+    if not with_note:
+        place.note.unlink()
+    month_ago = time.time() - 31 * 86_400
+    os.utime(place.part, (month_ago, month_ago))
+    prune(place.part.parent)
+    assert not kept(place)
+
+
+async def test_a_part_that_is_being_saved_is_not_removed(place: Place) -> None:
+    await begin(place, expires=YESTERDAY)
+    prune(place.part.parent)
+    assert kept(place)
+
+
+async def test_files_that_a_crash_left_half_written_are_removed(place: Place) -> None:
+    await (await begin(place)).close()
+    left, fresh = place.note.with_name("1.json.77.new"), place.note.with_name("2.json.78.new")
+    left.touch()
+    fresh.touch()
+    os.utime(left, (0, 0))
+    prune(place.part.parent)
+    assert (left.exists(), fresh.exists()) == (False, True)
+
+
+async def test_a_directory_is_looked_through_once_an_hour(place: Place) -> None:
+    prune(place.directory)
+    await (await begin(place, expires=YESTERDAY)).close()
+    prune(place.part.parent)
+    assert not kept(place)
+    await (await begin(place, expires=YESTERDAY)).close()
+    prune(place.part.parent)
+    assert kept(place)
+    os.utime(place.part.parent / "pruned", (0, 0))
+    prune(place.part.parent)
+    assert not kept(place)
+
+
+async def test_receiving_into_a_directory_removes_what_expired(place: Place) -> None:
+    await (await begin(place, expires=YESTERDAY)).close()
+    with ReceivingDirectory(place.directory, "f" * 32):
+        assert not kept(place)
+
+
+async def test_an_earlier_version_reads_the_receipt(place: Place) -> None:
+    await place.receive(place.sink(expires=TOMORROW))
+    assert sorted(place.noted()) == ["path", "position", "sha256", "size", "state", "transfer"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"transfer": "%s", "position": "5"}',
+        '{"transfer": "%s", "size": [], "position": 0}',
+    ],
+)
+async def test_a_note_that_cannot_be_understood_is_none(place: Place, content: str) -> None:
+    await (await begin(place)).close()
+    place.note.write_text(content.replace("%s", place.transfer))
+    await place.receive()
+    assert place.visible() == {"scan.tif": DATA}
+
+
+@pytest.mark.parametrize("state", ["complete", "saved"])
+async def test_a_note_without_its_digest_is_none(place: Place, state: str) -> None:
+    place.write_note(state=state, sha256=None, path="scan.tif")
+    await place.receive()
+    assert place.visible() == {"scan.tif": DATA}
+
+
+async def test_a_directory_that_was_moved_takes_its_receipts_along(place: Place) -> None:
+    place.write_note(state="saved", path="/somewhere/else/scan.tif")
+    (place.directory / "scan.tif").write_bytes(DATA)
+    assert (await place.receive()).path == place.directory / "scan.tif"
+
+
+# -- what stands in the way --------------------------------------------------------------------------------------------
+
+
+async def test_a_part_that_is_removed_while_its_lock_is_waited_for_is_not_written(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process had it, and discarded it between our opening and our lock."""
+    removed: list[Path] = []
+
+    def lock(descriptor: int) -> bool:
+        if not removed:
+            place.part.unlink()
+            removed.append(place.part)
+        return file_lock.try_lock(descriptor)
+
+    monkeypatch.setattr(store, "try_lock", lock)
+    await place.receive()
+    assert place.visible() == {"scan.tif": DATA}
+
+
+@pytest.mark.parametrize("number", sorted(file_lock.NO_LOCKS))
+async def test_where_there_are_no_locks_it_is_saved_without(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
+    await place.receive()
+    assert place.visible() == {"scan.tif": DATA}
+
+
+async def test_another_opening_of_the_part_holds_it(place: Place) -> None:
+    await begin(place)
+    with pytest.raises(UsageError, match="saved by somebody else"):
+        await place.receive()
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "pipe"])
+async def test_a_part_that_is_no_file_is_an_error(place: Place, kind: str) -> None:
+    place.part.parent.mkdir()
+    elsewhere = place.directory / "elsewhere"
+    if kind == "directory":
+        place.part.mkdir()
+    elif kind == "link":
+        place.part.symlink_to(elsewhere)
+    else:
+        os.mkfifo(place.part)
+    with pytest.raises(StorageUnavailable, match="cannot save into"):
+        await place.receive()
+    assert not elsewhere.exists()
+
+
+async def test_a_flush_that_failed_once_is_not_believed_later(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux reports an error of writing back once, and drops what it could not write."""
+
+    def fail(descriptor: int) -> None:
+        monkeypatch.undo()
+        raise OSError(errno.EIO, "broken")
+
+    sink = place.sink()
+    await sink.open()
+    await sink.write([memoryview(DATA)[:65_536]])
+    monkeypatch.setattr(store, "_flush", fail)
+    with pytest.raises(StorageUnavailable):
+        await sink.detach()
+    await sink.close()
+    assert not place.note.exists()
+    await place.receive()
+    assert place.visible() == {"scan.tif": DATA}
+
+
+async def test_a_name_is_as_long_as_the_file_system_takes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encrypted folders take 143 bytes."""
+    monkeypatch.setattr("delivery.client.files.os.pathconf", lambda path, name: 143)
+    sink = FileSink(place.directory, place.transfer, f"{'x' * 250}.tif", len(DATA), pool=place.pool)
+    saved = await place.receive(sink)
+    assert len(saved.path.name) == 128
+    assert saved.path.suffix == ".tif"
+
+
+async def test_names_that_differ_in_case_or_normal_form_do_not_replace_each_other(place: Place) -> None:
+    """Here they are two names; where a file system takes them for one, the second is numbered like any other."""
+    for name, data in (("caf\u00e9.txt", b"1"), ("cafe\u0301.txt", b"22"), ("CAF\u00c9.txt", b"333")):
+        other = Place(place.directory, place.pool)
+        await other.receive(FileSink(place.directory, other.transfer, name, len(data), pool=place.pool), data)
+    assert sorted(place.visible().values()) == [b"1", b"22", b"333"]
