@@ -10,6 +10,7 @@
     ├── ConnectionStopped       the connection cannot come back by itself; carries the close code
     ├── Unavailable             a part we need does not answer; trying again later helps
     │   ├── StorageUnavailable
+    │   │   └── StoredFileMissing   a stored file is not there
     │   ├── BufferUnavailable
     │   ├── WorkersUnavailable
     │   └── PolicyUnavailable
@@ -99,6 +100,10 @@ class Unavailable(DeliveryError):
 
 class StorageUnavailable(Unavailable):
     """Storage failed to take or give bytes (a full disk, a refused connection)."""
+
+
+class StoredFileMissing(StorageUnavailable):
+    """A stored file is not there. Its volume may not be mounted; or it is gone, and trying again does not help."""
 
 
 class BufferUnavailable(Unavailable):

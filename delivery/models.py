@@ -102,7 +102,11 @@ class Payload(models.Model):
             models.Index(fields=["state", "expires_at"], name="delivery_payload_expiry"),
             models.Index(fields=["-created_at"], name="delivery_payload_created"),
         )
-        permissions = (("cancel_payload", _("Can cancel payloads")), ("expire_payload", _("Can expire payloads")))
+        permissions = (
+            ("cancel_payload", _("Can cancel payloads")),
+            ("expire_payload", _("Can expire payloads")),
+            ("revive_payload", _("Can revive payloads whose files were missing")),
+        )
 
     def __str__(self) -> str:
         return self.name or str(self.id)
@@ -336,6 +340,25 @@ class Attachment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model}.{self.field}"
+
+
+class MissingFile(models.Model):
+    """A payload of which a stored file was not there when it was wanted.
+
+    Deleted when the file is back. Of a payload that failed for it, it stays: then the other files are kept, and the
+    payload can be revived.
+    """
+
+    payload = models.OneToOneField(Payload, primary_key=True, on_delete=models.CASCADE, related_name="missing_file")
+    since = models.DateTimeField(_("since"))  # the storage answered all the time since then
+    tries = models.PositiveIntegerField(_("tries"), default=0)  # since then
+    tried_at = models.DateTimeField(_("tried"))
+
+    class Meta:
+        indexes = (models.Index(fields=["tried_at"], name="delivery_missing_tried"),)
+
+    def __str__(self) -> str:
+        return str(self.payload_id)
 
 
 class Usage(models.Model):

@@ -17,6 +17,7 @@ from django.views.decorators.http import require_safe
 from delivery import links
 from delivery.errors import IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState
+from delivery.transfers import missing_files
 
 PIECE_BYTES = 256 * 1024
 RETRY_SECONDS = 10
@@ -34,7 +35,8 @@ def payload(request: HttpRequest, link: str) -> HttpResponseBase:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{size}"})
     try:
         response = _body(request, found, start, end)
-    except StorageUnavailable:
+    except StorageUnavailable as error:
+        missing_files.seen_if_missing(found.pk, error)
         return HttpResponse(status=503, headers={"Retry-After": str(RETRY_SECONDS)})
     if asked:
         response.status_code = 206

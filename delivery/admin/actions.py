@@ -33,6 +33,10 @@ ROWS_AT_ONCE = 500  # Django takes 1,000 fields in one form; and somebody waits 
 NAMED = 10  # of those that could not be, in the message
 
 
+def _had_ended(count: int) -> str:
+    return ngettext("%d had already ended", "%d had already ended", count) % count
+
+
 @dataclass(frozen=True)
 class Wording:
     """What the action is called, asks and says."""
@@ -43,6 +47,7 @@ class Wording:
     consequence: Words
     confirm: Words  # on the button
     done: Callable[[int], str]  # takes how many
+    idle: Callable[[int], str] = _had_ended  # of how many there was nothing to do
 
 
 class ConfirmedAction:
@@ -103,14 +108,9 @@ class ConfirmedAction:
         if done:
             model_admin.message_user(request, self._wording.done(done), messages.SUCCESS)
         if over:
-            model_admin.message_user(request, _nothing_to_do(over), messages.WARNING)
+            model_admin.message_user(request, f"{self._wording.idle(len(over))}: {_names(over)}", messages.WARNING)
         if failed:
             model_admin.message_user(request, _failed(failed), messages.ERROR)
-
-
-def _nothing_to_do(rows: list[Any]) -> str:
-    text = ngettext("%(count)d had already ended: %(names)s", "%(count)d had already ended: %(names)s", len(rows))
-    return text % {"count": len(rows), "names": _names(rows)}
 
 
 def _failed(rows: list[Any]) -> str:

@@ -71,6 +71,10 @@ class OperatorAdmin(_Admin):
         """Return whether `obj` has ended, so that its page offers nothing to do."""
         return False
 
+    def offers(self, obj: Any, action: str) -> bool:
+        """Return whether `obj`, which has not ended, has use for an action: its page shows a button for it then."""
+        return True
+
     def search(self, term: str) -> Q:
         """Return the condition for what an operator typed; `term` is no uuid."""
         raise NotImplementedError
@@ -132,7 +136,11 @@ class OperatorAdmin(_Admin):
         name = plain(obj)
         context |= {"subtitle": name, "shown_name": name, "sections": self.sections(obj)}
         offered = {} if self.is_over(obj) else self.get_actions(request)
-        context["buttons"] = [(action.__name__, action.button) for action in self.actions if action.__name__ in offered]
+        context["buttons"] = [
+            (action.__name__, action.button)
+            for action in self.actions
+            if action.__name__ in offered and self.offers(obj, action.__name__)
+        ]
         return super().render_change_form(request, context, add, change, form_url, obj)
 
 

@@ -21,7 +21,7 @@ from delivery.admin import cells, sections, words
 from delivery.admin.actions import ConfirmedAction, Wording
 from delivery.admin.base import OperatorAdmin, column, moment
 from delivery.admin.text import plain
-from delivery.models import Direction, Event, Notice, Payload, PayloadState, Transfer, TransferState
+from delivery.models import Direction, Event, MissingFile, Notice, Payload, PayloadState, Transfer, TransferState
 from delivery.policy import GROUP, USER
 
 
@@ -31,6 +31,10 @@ def _cancel(payload_id: uuid.UUID, *, by: str) -> bool:
 
 def _expire(payload_id: uuid.UUID, *, by: str) -> bool:
     return transfers.expire_payload(payload_id, by=by)
+
+
+def _revive(payload_id: uuid.UUID, *, by: str) -> bool:
+    return transfers.revive_payload(payload_id, by=by)
 
 
 CANCEL = ConfirmedAction(
@@ -67,6 +71,25 @@ EXPIRE = ConfirmedAction(
 )
 
 
+REVIVE = ConfirmedAction(
+    "revive_payloads",
+    permission="revive",
+    call=_revive,
+    wording=Wording(
+        title=_("Revive selected payloads"),
+        button=_("Revive this payload"),
+        question=_("Revive these payloads?"),
+        consequence=_(
+            "They failed because a stored file was missing. Bring the files back first. The SHA-256 of what is stored "
+            "is computed once more; where it is right, those who have not received the payload are offered it again."
+        ),
+        confirm=_("Yes, revive them"),
+        done=lambda count: ngettext("%d payload is checked again.", "%d payloads are checked again.", count) % count,
+        idle=lambda count: ngettext("%d cannot be revived", "%d cannot be revived", count) % count,
+    ),
+)
+
+
 def _deliveries(**conditions: Any) -> Coalesce:
     """Return the number of a payload's deliveries, asked for each shown row alone: a join would count all of them."""
     of_payload = Transfer.objects.filter(payload=OuterRef("pk"), direction=Direction.DELIVERY, **conditions).order_by()
@@ -94,6 +117,17 @@ def _state(payload: Payload) -> str:
     return cells.badge(payload.state, payload.get_state_display())
 
 
+def _may_be_revived(payload: Any) -> bool:
+    misses: bool = payload.missing_since is not None
+    return misses and payload.state == PayloadState.FAILED
+
+
+def _failure(payload: Any) -> Any:
+    if _may_be_revived(payload):
+        return _("A stored file is missing. Bring it back, then revive the payload.")
+    return words.failure(payload.failure) or cells.NOTHING
+
+
 def _meta(payload: Payload) -> str:
     if not payload.meta:
         return cells.NOTHING
@@ -107,7 +141,7 @@ class PayloadAdmin(OperatorAdmin):
     size_cell = column(_("size"), lambda payload: cells.size_cell(payload.size), order="size")
     exact_size = column(_("size"), lambda payload: cells.exact_size(payload.size))
     state_badge = column(_("state"), _state, order="state")
-    failure_text = column(_("failure"), lambda payload: words.failure(payload.failure) or cells.NOTHING)
+    failure_text = column(_("failure"), _failure)
     stored = column(_("stored"), _stored)
     delivered = column(_("delivered"), _delivered)
     content_type_cell = column(_("content type"), lambda payload: cells.name(payload.content_type, limit=255))
@@ -119,6 +153,7 @@ class PayloadAdmin(OperatorAdmin):
     expires = column(
         _("expires"), lambda payload: _("never") if payload.keep else cells.time(payload.expires_at), order="expires_at"
     )
+    missing = column(_("stored file missing since"), lambda payload: cells.time(payload.missing_since))
     checking = moment(_("checking, last sign of life"), "sealing_at")
     checked_by = column(_("checked by"), lambda payload: cells.name(payload.sealer))
 
@@ -128,11 +163,11 @@ class PayloadAdmin(OperatorAdmin):
     search_fields = ("name",)  # shows the box; `search` says what it finds
     date_hierarchy = "created_at"
     list_select_related = ("owner",)
-    actions = (CANCEL, EXPIRE)
+    actions = (CANCEL, EXPIRE, REVIVE)
     fieldsets = (
         (None, {"fields": ("id", "name_cell", "owner_cell", "state_badge", "failure_text", "stored", "delivered")}),
         (_("Content"), {"fields": ("exact_size", "content_type_cell", "digest", "announced", "meta_cell")}),
-        (_("Time"), {"fields": ("created", "completed", "expires", "checking", "checked_by")}),
+        (_("Time"), {"fields": ("created", "completed", "expires", "checking", "checked_by", "missing")}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -144,6 +179,7 @@ class PayloadAdmin(OperatorAdmin):
             uploaded=Subquery(uploads.values("position")[:1]),
             deliveries_count=_deliveries(),
             delivered_count=_deliveries(state=TransferState.DONE),
+            missing_since=Subquery(MissingFile.objects.filter(payload=OuterRef("pk")).values("since")),
         )
         return rows
 
@@ -159,7 +195,11 @@ class PayloadAdmin(OperatorAdmin):
         return cells.person(obj.owner), cells.size(obj.size), _state(obj)
 
     def is_over(self, obj: Payload) -> bool:
-        return obj.state in (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
+        over = obj.state in (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
+        return over and not _may_be_revived(obj)
+
+    def offers(self, obj: Payload, action: str) -> bool:
+        return action != REVIVE.__name__ or _may_be_revived(obj)
 
     def sections(self, obj: Any) -> Sequence[sections.Section]:
         notices = sections.notices(Notice.objects.filter(payload=obj))
@@ -174,6 +214,9 @@ class PayloadAdmin(OperatorAdmin):
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.cancel_payload")
+
+    def has_revive_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("delivery.revive_payload")
 
     def has_expire_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.expire_payload")

@@ -52,6 +52,8 @@ EVENT_KINDS: dict[str, Words] = {
     "lost": _("buffered bytes were lost and are sent again"),
     "storage_unavailable": _("storage did not answer"),
     "damaged": _("stored bytes are damaged"),
+    "missing": _("a stored file is missing"),
+    "revived": _("checked again, since its files are back"),
     "attached": _("attached to a model"),
     "unsealed": _("checking was interrupted"),
     "complete": _("complete"),

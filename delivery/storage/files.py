@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import io
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -17,9 +17,12 @@ from django.core.exceptions import SuspiciousOperation
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage, InvalidStorageError, Storage, storages
 
-from delivery.errors import IntegrityError, StorageUnavailable
+from delivery.errors import DeliveryError, IntegrityError, StorageUnavailable, StoredFileMissing
 from delivery.reservation import reserve
 
+# Top packages of the SDKs behind storage backends. Their errors share no base class.
+SDKS = frozenset({"azure", "boto3", "botocore", "dropbox", "google", "libcloud", "paramiko", "s3transfer", "urllib3"})
+NOT_FOUND = 404
 PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
 
 
@@ -33,16 +36,33 @@ def storage(alias: str) -> Storage:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """Turn a backend's failures into `StorageUnavailable`. Ours pass through, and so do programming errors."""
+    """Turn a backend's failures into `StorageUnavailable`. Ours pass through, and so do programming errors.
+
+    Where a backend says that there is no such file, into `StoredFileMissing`.
+    """
     try:
         yield
-    except (OSError, SuspiciousOperation) as error:
-        raise StorageUnavailable(f"storage: {type(error).__name__}") from error
-    except Exception as error:
-        # Backends raise their SDK's own errors (botocore's, google's), which share no base class.
-        if type(error).__module__.partition(".")[0] in {"botocore", "boto3", "google", "azure", "s3transfer"}:
-            raise StorageUnavailable(f"storage: {type(error).__name__}") from error
+    except DeliveryError:
         raise
+    except Exception as error:
+        of_sdk = type(error).__module__.partition(".")[0] in SDKS
+        if not of_sdk and not isinstance(error, OSError | SuspiciousOperation):
+            raise
+        kind = StoredFileMissing if _says_missing(error) else StorageUnavailable
+        raise kind(f"storage: {type(error).__name__}") from error
+
+
+def _says_missing(error: Exception) -> bool:
+    """Return whether a backend's error means that there is no such file: FileNotFoundError, or 404 of an object."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's ClientError
+        code = response.get("Error", {}).get("Code")
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return code != "NoSuchBucket" and (code in {"404", "NoSuchKey", "NotFound"} or status == NOT_FOUND)
+    return isinstance(error, FileNotFoundError) or NOT_FOUND in (
+        getattr(error, "code", None),  # google's
+        getattr(error, "status_code", None),  # azure's
+    )
 
 
 class StreamFile(File):  # type: ignore[type-arg]
@@ -181,6 +201,31 @@ def modified(alias: str, name: str) -> datetime.datetime | None:
             return storage(alias).get_modified_time(name)
         except (FileNotFoundError, NotImplementedError):
             return None
+
+
+def is_there(alias: str, name: str) -> bool:
+    """Return whether Storage has a file. Raises `StorageUnavailable` where it does not say."""
+    try:
+        with reporting():
+            try:
+                storage(alias).size(name)  # not `exists`, which some backends answer by their settings
+            except NotImplementedError:
+                return storage(alias).exists(name)
+    except StoredFileMissing:
+        return False
+    return True
+
+
+def root_answers(alias: str) -> bool:
+    """Return whether a storage lists its root. An empty folder does not count: it is what an unmounted volume leaves."""
+    try:
+        with reporting():
+            found = storage(alias).listdir("")
+    except NotImplementedError:
+        return True
+    except StorageUnavailable:
+        return False
+    return any(found) or not isinstance(storage(alias), FileSystemStorage)
 
 
 def look(alias: str, name: str) -> str:

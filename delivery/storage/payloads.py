@@ -58,16 +58,16 @@ def pieces_of(
 
 
 def check_unchanged(segment: Segment) -> None:
-    """Compare a file delivered in place with what it was when it was offered. Raises `IntegrityError`."""
+    """Compare a file delivered in place with what it was when it was offered.
+
+    Raises `IntegrityError`, and `StorageUnavailable` where it is not there.
+    """
     if segment.file_size is None:
         return
     backend = files.storage(segment.storage)
     with files.reporting():
-        try:
-            size = backend.size(segment.name)
-            modified = _modified(segment.storage, segment.name) if segment.file_modified_at else None
-        except FileNotFoundError:
-            raise IntegrityError("the file that was to be delivered in place is gone") from None
+        size = backend.size(segment.name)
+        modified = _modified(segment.storage, segment.name) if segment.file_modified_at else None
     if size != segment.file_size or modified != segment.file_modified_at:
         raise IntegrityError("the file that was to be delivered in place has changed")
 

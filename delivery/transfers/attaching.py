@@ -15,11 +15,11 @@ from django.db import models, transaction
 from django.utils import timezone
 
 from delivery import conf, dispatch
-from delivery.errors import BufferUnavailable, IntegrityError, UsageError
+from delivery.errors import BufferUnavailable, IntegrityError, StoredFileMissing, UsageError
 from delivery.models import Attachment, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import ending, events, locks
+from delivery.transfers import ending, events, locks, missing_files
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,7 @@ def compose(pk: int) -> None:
     except Exception as error:
         # The site's own code (upload_to, save, storage) raises what it likes: its fault, told and tried again.
         logger.exception("attachment %d failed", pk)
+        missing_files.seen_if_missing(row.payload_id, error)
         _postpone(row, error)
 
 
@@ -185,6 +186,8 @@ def _compose(row: Attachment) -> None:
     model = apps.get_model(row.model)
     target = Target(model, row.object_pk, _field_of(model, row.field))
     instance = model._base_manager.filter(pk=row.object_pk).first()
+    if row.payload.state != PayloadState.COMPLETE and missing_files.may_be_revived(row.payload):
+        raise StoredFileMissing("a file of the payload is missing")
     if instance is None or row.payload.state != PayloadState.COMPLETE:
         _give_up(row)
         return

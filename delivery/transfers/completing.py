@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from delivery import conf, notify, policy
-from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.models import Address, Direction, Event, Payload, PayloadState, Transfer, TransferState
 from delivery.transfers import ending, events, locks, notices, quotas, recipients
 from delivery.transfers.rows import Statement
 
@@ -45,7 +45,7 @@ def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> boo
         if payload is None:
             return False
         if payload.expected_sha256 and payload.expected_sha256 != sha256:
-            ending.fail(payload_id, "digest")
+            ending.fail(payload_id, "digest", keep_files=payload.completed_at is not None)  # revived, in vain
             return False
         complete_locked(payload, sha256, users)
     return True
@@ -57,21 +57,40 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
     `users`: the primary keys of its recipients, asked for before the transaction (`recipients.of_payload`). Each gets one
     delivery; who has one keeps it.
     """
-    now = timezone.now()
+    now, revived = timezone.now(), payload.completed_at is not None
     payload.state, payload.sha256, payload.completed_at = PayloadState.COMPLETE, sha256, now
     payload.sealing_at, payload.sealer = None, ""
     payload.expires_at = None if payload.keep else now + (payload.lifetime or _default_lifetime())
     _COMPLETE.run(payload.state.value, sha256, now, payload.expires_at, "", payload.id)
     done = (TransferState.DONE.value, now, payload.size or 0, "", "", "")
     _END_UPLOAD.run(*done, payload.id, Direction.UPLOAD.value, TransferState.LIVE.value)
-    quotas.completed(payload)
     addresses = [address for (address,) in _ADDRESSES.fetch(payload.id)]
-    create_for_users(payload, users)
     # The users' own addresses, too: a group's members have not all subscribed to it.
     told = {*addresses, *(f"{policy.USER}{user}" for user in users)}
-    notices.add("payload_stored", payload)
+    if revived:
+        told |= _deliver_again(payload)
+    else:
+        quotas.completed(payload)
+        notices.add("payload_stored", payload)
+    create_for_users(payload, users)
     events.note("complete", payload=payload.id, size=payload.size)
     transaction.on_commit(lambda: _announce(payload, told))
+
+
+def _deliver_again(payload: Payload) -> set[str]:
+    """Replace the deliveries that failed with a payload by new ones; return their users' addresses.
+
+    New ids: clients and connections that were told of the end of the old ones take no more notice of these.
+    """
+    users = []
+    failed = payload.transfers.filter(direction=Direction.DELIVERY, state=TransferState.FAILED)
+    for row in list(failed.order_by("pk")):
+        fresh = delivery_of(payload, row.user_id)
+        Event.objects.filter(transfer=row.pk).update(transfer=fresh.pk)
+        row.delete()
+        fresh.save(force_insert=True)
+        users.append(row.user_id)
+    return {f"{policy.USER}{user}" for user in users}
 
 
 def _default_lifetime() -> datetime.timedelta:

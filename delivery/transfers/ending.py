@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from delivery import notify
-from delivery.models import Direction, Payload, PayloadState, Transfer, TransferState
+from delivery.models import Direction, MissingFile, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files, payloads
 from delivery.transfers import events, locks, notices, quotas
 
@@ -30,9 +30,12 @@ def expire_payload(payload_id: UUID, *, by: str) -> bool:
     return _end_payload(payload_id, PayloadState.EXPIRED, "expired", by=by)
 
 
-def fail(payload_id: UUID, code: str) -> bool:
-    """Fail a payload with an abort code; nobody gets to see what was stored."""
-    return _end_payload(payload_id, PayloadState.FAILED, code, by="")
+def fail(payload_id: UUID, code: str, *, keep_files: bool = False) -> bool:
+    """Fail a payload with an abort code; nobody gets to see what was stored.
+
+    `keep_files`: what is stored of it stays until its time is up or somebody cancels it, so that it can be revived.
+    """
+    return _end_payload(payload_id, PayloadState.FAILED, code, by="", keep_files=keep_files)
 
 
 def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
@@ -50,25 +53,44 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
     return True
 
 
-def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str) -> bool:
+def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, keep_files: bool = False) -> bool:
     with transaction.atomic():
-        payload = locks.lock(Payload.objects.filter(pk=payload_id)).exclude(state__in=OVER).first()
+        payload = locks.lock(Payload.objects.filter(pk=payload_id)).first()
         if payload is None:
             return False
-        complete = payload.state == PayloadState.COMPLETE
-        live = not complete and payload.inline is None
+        before, live = payload.state, payload.completed_at is None and payload.inline is None
+        if before in OVER and not (state != PayloadState.FAILED and _is_kept(payload)):
+            return False
         payload.state, payload.failure, payload.inline = state, code, None
         payload.sealing_at, payload.sealer = None, ""
         payload.save(update_fields=["state", "failure", "inline", "sealing_at", "sealer"])
-        segments = list(payload.segments.all())
-        payload.segments.all().delete()
+        segments = _keep_segments(payload) if keep_files else _forget_segments(payload)
         _end_transfers(payload.transfers.filter(state=TransferState.LIVE), TransferState(state.value), code)
-        quotas.ended(payload, live=live)
-        if complete and state == PayloadState.EXPIRED:
+        if before not in OVER:
+            quotas.ended(payload, live=live)
+        if before == PayloadState.COMPLETE and state == PayloadState.EXPIRED:
             notices.add("payload_expired", payload)
         transaction.on_commit(lambda: _free(payload, segments, code))
     events.note(state.value, payload=payload_id, by=by, code=code)
     return True
+
+
+def _is_kept(payload: Payload) -> bool:
+    """Return whether the files of a payload that failed are there still, or some of them."""
+    return payload.state == PayloadState.FAILED and MissingFile.objects.filter(pk=payload.pk).exists()
+
+
+def _keep_segments(payload: Payload) -> list[Segment]:
+    now = timezone.now()
+    MissingFile.objects.get_or_create(payload=payload, defaults={"since": now, "tried_at": now})
+    return []
+
+
+def _forget_segments(payload: Payload) -> list[Segment]:
+    segments = list(payload.segments.all())
+    payload.segments.all().delete()
+    MissingFile.objects.filter(pk=payload.pk).delete()
+    return segments
 
 
 def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) -> int:

@@ -80,6 +80,14 @@ def completed(payload: Payload) -> None:
         Payload.objects.filter(pk=payload.pk).update(reserved=F("reserved") - excess)
 
 
+def revived(payload: Payload) -> None:
+    """Charge the owner of a payload that had ended again, whether their quota allows it or not."""
+    if payload.owner_id is not None:
+        uploading = int(payload.completed_at is None and payload.inline is None)
+        usage = Usage.objects.filter(user_id=payload.owner_id)
+        usage.update(stored=F("stored") + payload.reserved, live=F("live") + uploading)
+
+
 def ended(payload: Payload, *, live: bool) -> None:
     """Give back what a payload that ended was charged with. `live`: it was still an upload."""
     if payload.owner_id is None:

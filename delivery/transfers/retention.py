@@ -14,7 +14,7 @@ from delivery.buffer import markers
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import attaching, ending, events, notices, quotas
+from delivery.transfers import attaching, ending, events, missing_files, notices, quotas
 from delivery.transfers.sealing import DEAD_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ UNSEEN_SECONDS = 60.0
 def sweep() -> dict[str, int]:
     """Do once what is due: expire, seal again, announce again, delete orphans. Returns what was done, by kind."""
     done = {
-        "expired": _expire_payloads() + _expire_uploads(),
+        "expired": _expire_payloads() + _expire_uploads() + missing_files.give_up_expired(),
+        "missing": missing_files.try_due(),
         "sealing": _seal_again(),
         "orphans": _delete_orphans() + _delete_lost_daily(),
         "events": _forget_events(),

@@ -25,7 +25,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import completing, ending, events, hashing, recipients, uploads
+from delivery.transfers import completing, ending, events, hashing, missing_files, recipients, uploads
 from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
         logger.error("payload %s not sealed: %s", payload_id, error)
         _release(payload_id, sealer)
         if isinstance(error, IntegrityError):
-            ending.fail(payload_id, "digest")
+            ending.fail(payload_id, "digest", keep_files=payload.completed_at is not None)  # revived, in vain
+        missing_files.seen_if_missing(payload_id, error)
         events.note("unsealed", payload=payload_id, error=type(error).__name__)
         return notify.wake(payload_id, "unsealed", worker=worker)
     if digest is None:

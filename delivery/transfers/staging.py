@@ -12,7 +12,7 @@ from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import payloads
-from delivery.transfers import ending, events
+from delivery.transfers import ending, events, missing_files
 from delivery.transfers.rows import Statement
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def _stage(payload_id: UUID, index: int, worker: str) -> bool:
     except StorageUnavailable as error:
         logger.error("range %d of %s not staged: %s", index, payload_id, error)
         events.note("storage_unavailable", payload=payload_id, range=index)
+        missing_files.seen_if_missing(payload_id, error)
         notify.wake(payload_id, "unstaged", range=index, worker=worker)
         return False
     except BufferUnavailable as error:

@@ -121,6 +121,7 @@ def test_one_that_fails_does_not_keep_the_others(admin_client, payload, monkeypa
         (["view_payload"], []),
         (["view_payload", "cancel_payload"], ["cancel_payloads"]),
         (["view_payload", "expire_payload"], ["expire_payloads"]),
+        (["view_payload", "revive_payload"], ["revive_payloads"]),
         (["view_payload", "cancel_transfer"], []),
         (["view_payload", "change_payload", "delete_payload"], []),
     ],
