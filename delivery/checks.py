@@ -9,6 +9,11 @@
 | E005 | settings that contradict each other |
 | E006 | the Celery app does not accept JSON |
 | E007 | the Celery app does not know our queue |
+| E008 | the policy cannot be used |
+| E009 | the URL of Redis cannot be read |
+| E010 | no channel layer |
+| E011 | our tables are in several databases |
+| E012 | the broker URL of the Celery app names no broker |
 | E101 | a Redis elsewhere without a password |
 | E102 | a Redis elsewhere without TLS |
 | E103 | DEBUG is on |
@@ -23,9 +28,18 @@
 | W005 | the web server takes smaller messages than we do |
 | W006 | daphne is the web server |
 | W007 | the Celery app accepts more than JSON |
+| W008 | the Celery app names no broker |
+| W009 | payloads lie where web servers serve files from |
+| W010 | the channel layer reaches no other process |
+| W011 | `delivery.urls` is not included |
+| W012 | beat does not start the sweeper |
+| W013 | SQLite is not set up for several processes |
+| W014 | our tables are read elsewhere than written |
+| W015 | users are in another database than our tables |
 
 W003 and W004 look at what runs, so they run only when asked for: `manage.py check --deploy`. E101 and above, and W007,
-are for a site that strangers can reach, and run only then, too; `deployment` has them.
+are for a site that strangers can reach, and run only then, too; `deployment` has them. `integration` has E008 to E012 and
+W008 to W015: what a site connects to the app.
 """
 
 from __future__ import annotations
@@ -41,7 +55,7 @@ from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
 
-from delivery import conf, deployment, dispatch
+from delivery import conf, deployment, dispatch, integration
 from delivery.buffer import workers
 from delivery.errors import BufferUnavailable
 from delivery.protocol.frames import HEADER_BYTES, is_chunk_size
@@ -55,6 +69,7 @@ def register_all() -> None:
     checks.register(check_celery, TAG)
     checks.register(check_workers, TAG, deploy=True)
     checks.register(check_server, TAG)
+    integration.register_all(TAG)
     deployment.register_all(TAG)
 
 
@@ -137,10 +152,10 @@ def check_celery(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> lis
     app = dispatch.site_app()
     if not app.configured:
         hint = (
-            "Make one in celery.py beside the settings and import it in __init__.py there, as Celery's \"First steps with "
-            'Django" has it. Until then payloads above INLINE_LIMIT are refused with busy.'
+            "Make one in celery.py beside the settings, and import it in __init__.py there (`from mysite.celery import app`), "
+            'as Celery\'s "First steps with Django" has it. Until then payloads above INLINE_LIMIT are refused with busy.'
         )
-        return [Warning("No Celery app is configured.", hint=hint, id="delivery.W001")]
+        return [Warning("No Celery app is imported with the settings.", hint=hint, id="delivery.W001")]
     return list(_check_app(app))
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
+from celery import _state, current_app
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES as TRANSPORTS
 
 from delivery import conf
 from delivery.errors import BufferUnavailable
@@ -24,6 +25,9 @@ SEAL = "delivery.seal_payload"
 ANNOUNCE = "delivery.announce"
 ATTACH = "delivery.attach_payload"
 SWEEP = "delivery.sweep"
+
+#: Of beat, which know the app's own schedule and nothing else.
+OWN_SCHEDULERS = ("celery.beat:PersistentScheduler", "celery.beat:Scheduler")
 
 
 def queue_of(task: str) -> str:
@@ -74,11 +78,13 @@ def seal_marker(payload: UUID) -> str:
 class SiteApp:
     """What the system checks want to know of the site's Celery app. Asks no broker."""
 
-    configured: bool  # somebody made one; else it is Celery's fallback, which knows no broker
+    configured: bool  # the one that every thread gets is the site's; else Celery's fallback, which knows no broker
     eager: bool
     accepts: tuple[str, ...]  # names and content types
     broker_urls: tuple[str, ...]
+    unknown_transports: tuple[str, ...]  # of these URLs: what Celery takes for no broker's name
     unknown_queues: tuple[str, ...]  # of ours, where the app declares its queues and makes no other
+    sweeps: bool  # beat's schedule has our sweeper, or beat is told elsewhere what to start
 
     @property
     def accepts_json(self) -> bool:
@@ -90,15 +96,39 @@ def _broker_urls(given: Any) -> tuple[str, ...]:
     return tuple(url for url in urls if isinstance(url, str))
 
 
+def _transport(url: str) -> str:
+    """Return the name of the transport that kombu chooses for a URL: that of a class, or an alias."""
+    return url.partition("://")[0].partition("+")[0]
+
+
 def site_app() -> SiteApp:
     """Look at the site's Celery app."""
     options = current_app.conf
     ours = dict.fromkeys((queue_of(STORE), queue_of(SEAL)))
+    urls = _broker_urls(options.broker_url) or _broker_urls(options.broker_write_url)
     unknown = () if options.task_create_missing_queues else tuple(set(ours) - set(current_app.amqp.queues))
     return SiteApp(
-        configured=current_app.main != "default" or bool(options.broker_url),
+        configured=_is_sites_own(getattr(_state, "default_app", None)),
         eager=bool(options.task_always_eager),
         accepts=tuple(options.accept_content),
-        broker_urls=_broker_urls(options.broker_url),
+        broker_urls=urls,
+        unknown_transports=tuple(name for name in map(_transport, urls) if "." not in name and name not in TRANSPORTS),
         unknown_queues=unknown,
+        sweeps=_sweeps(current_app),
     )
+
+
+def _is_sites_own(app: Any) -> bool:
+    """Return whether somebody made this app. `current_app` is one thread's, and tasks are published by others.
+
+    Celery makes an app "default" where none has been set as the default one; a site's app is that from its import on, if it
+    comes before the first use of `current_app`.
+    """
+    return app is not None and (app.main != "default" or app.set_as_current)
+
+
+def _sweeps(app: Any) -> bool:
+    entries = (app.conf.beat_schedule or {}).values()
+    if any(isinstance(entry, dict) and entry.get("task") == SWEEP for entry in entries):
+        return True
+    return app.conf.beat_scheduler not in OWN_SCHEDULERS or bool(app.on_after_finalize.receivers)

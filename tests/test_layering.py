@@ -31,7 +31,8 @@ ARROWS: dict[str, str] = {
     "client": "escaping protocol reservation sockets websocket",
     # the ground of the server
     "conf": "",
-    "checks": "conf protocol dispatch buffer deployment",
+    "checks": "conf protocol dispatch buffer deployment integration",
+    "integration": "conf dispatch buffer policy",
     "deployment": "conf dispatch",
     "signals": "",
     "tokens": "conf",
@@ -51,7 +52,8 @@ ARROWS: dict[str, str] = {
     "serving": "protocol transfers drain notify conf buffer dispatch models policy tokens",
     "consumers": "serving protocol transfers drain notify conf",
     "mixins": "serving site protocol models conf",
-    "routing": "consumers",
+    "routing": "consumers not_found",
+    "not_found": "",
     # what people see
     "urls": "views",
     "views": "links transfers models policy conf",
@@ -60,8 +62,8 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf escaping sockets websocket",
-    "management": "launch serving transfers drain dispatch models storage policy tokens conf __init__",
+    "launch": "conf escaping sockets websocket not_found",
+    "management": "launch buffer serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers",
 }
 

@@ -10,6 +10,7 @@ import socket
 import weakref
 from collections.abc import Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -146,6 +147,27 @@ def new_subscriber_client() -> redis.asyncio.Redis:
     if url.startswith("unix:"):
         options.pop("socket_keepalive")
     return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), 2), **options)
+
+
+def url_fault(url: str) -> str | None:
+    """Return why redis-py takes no such URL, None where it does. Connects to nothing, and repeats no part of it: a password."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("redis", "rediss", "unix"):
+        return "it begins with none of redis://, rediss:// and unix://"
+    try:
+        redis.ConnectionPool.from_url(url).make_connection()
+    except (ValueError, TypeError):
+        return "its host, port, number or options cannot be read (in a password, / : @ are %2F %3A %40)"
+    number = urlsplit(url).path.strip("/")
+    if scheme == "unix":
+        return None if rest.partition("?")[0] else "it names no path"
+    return None if not number or number.isdecimal() else f"the number of a database cannot be {number!r}"
+
+
+def place() -> str:
+    """Return where Redis is looked for, without the password: HOST:PORT/NUMBER or a path."""
+    parts = urlsplit(conf.current().redis_url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def answers() -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils.module_loading import import_string
+from django.db import DatabaseError, connections
 
 from delivery import conf
-from delivery.launch import environment
+from delivery.buffer import clients
+from delivery.errors import UsageError
+from delivery.launch import application, environment
 from delivery.launch.web import Server, WebOptions
 from delivery.serving import leaving
+
+SERVER_LOG = logging.getLogger("uvicorn.error")
 
 
 class Command(BaseCommand):
@@ -27,13 +31,17 @@ class Command(BaseCommand):
         )
         parser.add_argument("--forwarded-allow-ips", help="proxies to trust, comma-separated (default: 127.0.0.1)")
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        variables = environment.with_malloc(os.environ)
+        # Only as a process of its own: called from other code, this process is not ours to start over. Before the
+        # system checks, which would say everything twice.
+        if variables != dict(os.environ) and sys.argv[1:2] == ["delivery_web"]:
+            environment.start_over(variables)
+        return super().execute(*args, **options)
+
     def handle(
         self, *, host: str, port: int, proxy_headers: bool, forwarded_allow_ips: str | None, **options: Any
     ) -> None:
-        variables = environment.with_malloc(os.environ)
-        # Only as a process of its own: called from other code, this process is not ours to start over.
-        if variables != dict(os.environ) and sys.argv[1:2] == ["delivery_web"]:
-            environment.start_over(variables)
         current = conf.current()
         web = WebOptions(
             host=host,
@@ -42,18 +50,36 @@ class Command(BaseCommand):
             proxy_headers=proxy_headers,
             forwarded_allow_ips=forwarded_allow_ips,
         )
+        try:
+            site = application.site_application()
+        except UsageError as error:
+            raise CommandError(str(error)) from None
+        self._look_around(site)
+        if not SERVER_LOG.hasHandlers():  # a site without LOGGING: it would serve and say nothing
+            SERVER_LOG.addHandler(logging.StreamHandler(self.stdout))
+            SERVER_LOG.setLevel(logging.INFO)
         Server(
-            web.config(_application()),
+            web.config(application.served(site)),
             before_close=leaving.drain_process,
             drain_seconds=current.drain_grace,
             must_end=True,
         ).run()
 
+    def _look_around(self, site: Any) -> None:
+        """Say what is missing that settings don't show. None of it is final: it is served, and comes when it comes."""
+        for notice in application.notices(site):
+            self._warn(notice)
+        if not clients.answers():
+            self._warn(
+                f"Redis does not answer at {clients.place()}. Start it, or correct DELIVERY['REDIS_URL']: until then only "
+                "payloads up to INLINE_LIMIT move."
+            )
+        try:
+            self.check_migrations()
+        except DatabaseError as error:
+            self._warn(f"The database does not answer: {error}".strip())
+        finally:
+            connections.close_all()  # this thread queries nothing from here on
 
-def _application() -> Any:
-    path = getattr(settings, "ASGI_APPLICATION", None)
-    if not path:
-        raise CommandError(
-            'ASGI_APPLICATION is not set: name the site\'s application, "project.asgi.application" for instance'
-        )
-    return import_string(path)
+    def _warn(self, text: str) -> None:
+        self.stderr.write(self.style.WARNING(text))

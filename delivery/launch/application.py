@@ -1,0 +1,52 @@
+"""The site's ASGI application: imported, looked at for what is missing in it, made to answer every handshake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter
+from django.conf import settings
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.handlers.asgi import ASGIHandler
+from django.utils.module_loading import import_string
+
+from delivery import not_found
+from delivery.errors import UsageError
+
+ROUTES = 'application = ProtocolTypeRouter({"http": ASGIStaticFilesHandler(application), "websocket": websocket_application})'
+
+
+def site_application() -> Any:
+    """Return what ASGI_APPLICATION names. Raises UsageError where it is not set, or can serve no socket."""
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    if not path:
+        raise UsageError(
+            'ASGI_APPLICATION is not set: name the site\'s application, "mysite.asgi.application" for instance'
+        )
+    application = import_string(path)
+    if isinstance(application, ASGIHandler) or not _routes(application).get("websocket", True):
+        raise UsageError(
+            f"{path} serves no WebSockets. In asgi.py, with delivery.routing.websocket_application: {ROUTES}"
+        )
+    return application
+
+
+def _routes(application: Any) -> dict[str, Any]:
+    """Return the parts of a ProtocolTypeRouter; empty where the application is of a kind that can't be looked into."""
+    if not isinstance(application, ProtocolTypeRouter):
+        return {}
+    return {"websocket": None, **application.application_mapping}
+
+
+def notices(application: Any) -> Iterator[str]:
+    """Say what a page would lack. In production, where DEBUG is off, a proxy or a middleware serves static files."""
+    http = _routes(application).get("http")
+    bare = isinstance(http, ASGIHandler) and not isinstance(http, ASGIStaticFilesHandler)
+    if settings.DEBUG and bare and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
+        yield f"Nobody serves static files, the admin's style sheets among them. In asgi.py: {ROUTES}"
+
+
+def served(application: Any) -> Any:
+    """Return the application as the server runs it: a handshake for no path of the site's is answered with 404."""
+    return not_found.answered(application)
