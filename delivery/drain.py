@@ -156,6 +156,13 @@ def _on_ready(sender: Any = None, **_ignored: Any) -> None:
     if not stores and dispatch.queue_of(dispatch.SEAL) not in consumed:
         logger.info("this worker does not consume %r, the queue of delivery's tasks", dispatch.queue_of(dispatch.STORE))
         return
+    if dispatch.STORE not in sender.app.tasks:
+        # It would throw each one away. Without a heartbeat, offers get `busy`, and `check --deploy` says delivery.W003.
+        logger.error(
+            "this worker does not know the task %s: app.autodiscover_tasks() is missing where the Celery app is made",
+            dispatch.STORE,
+        )
+        return
     _heartbeat = Heartbeat(str(sender.hostname), stores=stores)
     _heartbeat.start()
 

@@ -11,6 +11,7 @@ from celery.app.utils import find_app
 from django.conf import settings
 
 from delivery.conf import Settings
+from delivery.errors import UsageError
 from delivery.launch import environment
 
 #: How a worker runs its tasks; the first is our default. One process costs less than three.
@@ -22,9 +23,22 @@ def default_app() -> str:
     return os.environ.get("CELERY_APP") or str(settings.SETTINGS_MODULE).partition(".")[0]
 
 
+def site_app(name: str) -> Celery:
+    """Return the Celery app that `name` leads to. Raises UsageError where its module has none."""
+    try:
+        found: Celery = find_app(name)
+    except AttributeError:
+        file = f"{name.partition(':')[0].replace('.', '/')}/celery.py"
+        raise UsageError(
+            f'there is no Celery app in {name}: make {file} with app = Celery("{name}"), as Celery\'s "First steps with '
+            'Django" has it, or name yours with --app or CELERY_APP'
+        ) from None
+    return found
+
+
 def queues(app_name: str, current: Settings) -> list[str]:
-    """Return the queues that a worker of the site must consume, each once."""
-    app: Celery = find_app(app_name)
+    """Return the queues that a worker of the site must consume, each once. Raises UsageError where it has no app."""
+    app = site_app(app_name)
     ours = [current.queue, current.effective_seal_queue()]
     return list(dict.fromkeys([*filter(None, ours), app.conf.task_default_queue]))
 

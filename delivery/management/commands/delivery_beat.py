@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from delivery.errors import UsageError
 from delivery.launch import celery
 
 
@@ -23,4 +24,8 @@ class Command(BaseCommand):
         parser.add_argument("--loglevel", default="INFO")
 
     def handle(self, *, app: str, scheduler: str, loglevel: str, **options: Any) -> None:
+        try:
+            celery.site_app(app)
+        except UsageError as error:
+            raise CommandError(str(error)) from None
         celery.replace_process(app, "beat", f"--scheduler={scheduler}", f"--loglevel={loglevel}", "--pidfile=")

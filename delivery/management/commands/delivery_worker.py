@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from delivery import conf, drain
+from delivery.errors import UsageError
 from delivery.launch import celery
 
 
@@ -47,10 +48,14 @@ class Command(BaseCommand):
         loglevel: str,
         **options: Any,
     ) -> None:
+        try:
+            consumed = queues or ",".join(celery.queues(app, conf.current()))
+        except UsageError as error:
+            raise CommandError(str(error)) from None
         celery.replace_process(
             app,
             "worker",
-            f"--queues={queues or ','.join(celery.queues(app, conf.current()))}",
+            f"--queues={consumed}",
             f"--concurrency={concurrency}",
             f"--pool={pool}",
             f"--hostname={name}@%h",
