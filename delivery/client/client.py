@@ -11,6 +11,7 @@ import mimetypes
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,9 +28,11 @@ from delivery.client.sources import open_source
 from delivery.client.traffic import EARLY_DATA_BYTES, MAX_MESSAGE_BYTES
 from delivery.client.uploads import Progress, Receipt, Upload
 from delivery.errors import ConnectionStopped, DeliveryError, UsageError
+from delivery.protocol import messages
 from delivery.protocol.backoff import Closed, Plan, Recovery
 from delivery.protocol.frames import is_chunk_size
 from delivery.protocol.messages import Hello, UploadOffer
+from delivery.protocol.rules import MAX_HANDLE, MAX_INTEGER
 
 CHUNK_BYTES = 262_144
 #: Each chunk costs the same Python; but on a line of 64 kbit/s one of these takes a minute, and small messages wait for it.
@@ -145,7 +148,6 @@ class Client(Host):
         self._stop(self._error or ConnectionStopped(1000, "the client was closed"))
         while self._beside:
             await asyncio.wait(self._beside)
-        # Not waited for: an iterator may block in its thread for as long as it likes.
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     # -- sending ---------------------------------------------------------------------------------------------------
@@ -166,23 +168,27 @@ class Client(Host):
 
         `payload`: a `Path`, bytes, `str` (text, never a path), `dict` or `list` (JSON), an open binary file, a plain or
         async iterator of bytes. `to`: addresses as `user:42` or `group:ops`; empty for the site itself. `transfer`: the
-        id of an earlier attempt at the same payload, to go on with it. `deadline`: seconds.
+        id of an earlier attempt at the same payload, to go on with it. `deadline`: seconds. `progress`: called on the loop.
 
-        Raises `Refused`, `TransferAborted`, `ConnectionStopped`, `IntegrityError`, `UsageError`, and `TimeoutError` after
-        `deadline`. On cancelling and on the deadline the server keeps what it has.
+        Raises `Refused`, `TransferAborted`, `ConnectionStopped`, `IntegrityError`, `TimeoutError` after `deadline`, what an
+        iterator raised, and what `progress` raised. On cancelling, on the deadline and where `progress` raises, the server
+        keeps what it has. Raises `UsageError` at once for what no server would take. Other transfers go on in any case.
+
+        An iterator is pulled by one task or thread of its own, across connections, and may pause for as long as it likes.
+        A generator is closed when the upload ends.
         """
         upload = self.start(
             payload, to, name=name, content_type=content_type, meta=meta, progress=progress, transfer=transfer
         )
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as timer:
                 return await upload
         except TimeoutError:
-            upload.detach()
+            if not timer.expired():
+                raise
             raise TimeoutError(f"not sent within {deadline} s: transfer {upload.transfer} can be resumed") from None
-        except asyncio.CancelledError:
-            upload.detach()
-            raise
+        finally:
+            upload.detach()  # where it has not ended
 
     def start(
         self,
@@ -200,24 +206,45 @@ class Client(Host):
             raise self._error
         if self._closing.is_set():
             raise UsageError("the client is closed")
+        if progress is not None and not callable(progress):
+            raise UsageError(f"progress must be called, not a {type(progress).__name__}")
         source, suggested, kind = open_source(payload)
-        name = suggested if name is None else name
-        offer = UploadOffer(
-            transfer=str(transfer or uuid.uuid4()),
-            handle=1,  # the connection chooses
-            name=_fitting(name),
-            size=source.size,
-            content_type=(content_type or kind or mimetypes.guess_type(name)[0] or "application/octet-stream")[:255],
-            chunk_size=self.recovery.chunk_size,
-            meta=dict(meta or {}),
-            to=(to,) if isinstance(to, str) else tuple(to),
+        try:
+            name = suggested if name is None else name
+            content_type = content_type or kind or mimetypes.guess_type(name)[0] or "application/octet-stream"
+            offer = UploadOffer(
+                transfer=str(transfer or uuid.uuid4()),
+                handle=1,  # the connection chooses
+                name=_fitting(name),
+                size=source.size,
+                content_type=content_type[:255],
+                chunk_size=self.recovery.chunk_size,
+                meta=dict(meta or {}),
+                to=(to,) if isinstance(to, str) else tuple(to),
+            )
+            self._check_offer(offer)
+        except (UsageError, TypeError, ValueError, AttributeError) as error:
+            source.close()
+            raise UsageError(f"cannot send this: {error}") from error
+        upload = Upload(
+            source,
+            offer,
+            resumed=transfer is not None,
+            on_progress=progress,
+            wake=self.wake,
+            beside=self.background,
+            pool=self.pool,
         )
-        if (running := self._uploads.get(offer.transfer)) is not None and not running.done:
-            raise UsageError(f"transfer {offer.transfer} is being sent already")
-        upload = Upload(source, offer, resumed=transfer is not None, on_progress=progress, wake=self.wake)
         self._uploads[offer.transfer] = upload
         self.wake()
         return upload
+
+    def _check_offer(self, offer: UploadOffer) -> None:
+        """Raise `UsageError` for what no connection could offer: found there, it would be too late for one of many."""
+        if (running := self._uploads.get(offer.transfer)) is not None and not running.done:
+            raise UsageError(f"transfer {offer.transfer} is being sent already")
+        size = MAX_INTEGER if offer.size is None else offer.size
+        messages.check(replace(offer, handle=MAX_HANDLE, size=size), messages.FROM_CLIENT)
 
     # -- receiving -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from delivery.client.framing import ROOM_BYTES, masked_frame
-from delivery.errors import IntegrityError
+from delivery.errors import DeliveryError, IntegrityError
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender
 
@@ -76,7 +76,14 @@ class Feed:
         self._source.forget(self.sender.acked_bytes)
 
     def next_block(self) -> Block | None:
-        """Return the chunk that is to be sent now, None while it is not read yet or the payload has ended."""
+        """Return the chunk that is to be sent now, None while it is not read yet, or the payload ended or failed."""
+        try:
+            return self._next_block()
+        except (OSError, DeliveryError) as error:
+            self._fail(error)
+            return None
+
+    def _next_block(self) -> Block | None:
         self._note_end()
         span = self.sender.next_span()
         if span is None:
@@ -119,6 +126,12 @@ class Feed:
             self._task.cancel()
 
     @property
+    def waits_for_source(self) -> bool:
+        """Whether only the producer of the payload can get this on: all that it gave is sent, and acked."""
+        producer = self._source.producer
+        return self._waiting and producer is not None and producer.pulling and not self.sender.in_flight
+
+    @property
     def _in_memory(self) -> bool:
         return self._source.instant and self._source.size is not None
 
@@ -134,9 +147,12 @@ class Feed:
 
     def _note_end(self) -> None:
         """Tell the sender where a payload of unknown size ends, before its last chunk or `finish` goes."""
-        size = self._source.size
-        if self.sender.size is None and size is not None:
-            self.sender.end(size)
+        size, chunk_size = self._source.size, self.sender.chunk_size
+        if self.sender.size is not None or size is None:
+            return
+        if frames.chunk_count(size, chunk_size) < self.sender.sent:
+            raise IntegrityError(f"{self.upload.name} ends after {size} bytes, the server has more under this transfer")
+        self.sender.end(size)
 
     def _read_ahead(self, first: int) -> None:
         """Start reading the next batch, where less than a batch is ready and there is credit for more."""
@@ -154,15 +170,9 @@ class Feed:
     async def _run(self, work: Coroutine[None, None, None]) -> None:
         try:
             await work
-        except (OSError, IntegrityError) as error:
-            self._task = None
-            self._abort(self, "cancelled", final=True)
-            self.upload.fail(_readable(error, self.upload.name))
-            return
         except Exception as error:  # noqa: BLE001 - a program's iterator may raise anything: its upload fails with it
             self._task = None
-            self._abort(self, "cancelled", final=True)
-            self.upload.fail(error)
+            self._fail(error)
             return
         self._task = None
         if self._voided:
@@ -173,7 +183,12 @@ class Feed:
 
     async def _read_batch(self, start: int, end: int) -> None:
         size = self.sender.chunk_size
-        await self._source.prepare(start * size, end * size, self._pool)
+        await self._source.prepare((start + 1) * size, self._pool)
+        if self._voided:  # the server asked for other chunks, perhaps of another size
+            return
+        if self._source.size is None:  # what a slow producer gave goes at once
+            end = min(end, self._source.pulled // size)
+        start = max(start, self.sender.acked)  # what was acked meanwhile is forgotten
         if self._source.instant:
             blocks = self._read(start, end)
         else:
@@ -200,6 +215,10 @@ class Feed:
             raise IntegrityError(f"{self.upload.name} became shorter while it was sent: send it again")
         frames.HEADER.pack_into(self._buffer, ROOM_BYTES, self.sender.handle, seq, frames.checksum(data[:length]))
         return Block(seq, masked_frame(self._buffer, DATA_AT + length), length)
+
+    def _fail(self, error: Exception) -> None:
+        self._abort(self, "cancelled", final=True)
+        self.upload.fail(_readable(error, self.upload.name))
 
     async def _compute_digest(self) -> None:
         digest = await self._source.digest(self._pool)

@@ -7,21 +7,25 @@ SHA-256 of the payload on the way. It knows nothing of chunks and connections.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from delivery.client.pipes import open_and_read, read_forwards
+from delivery.client.producers import INSTANT_BYTES, AsyncProducer, Producer, ThreadProducer
 from delivery.errors import IntegrityError, UsageError
 
 HASH_PIECE_BYTES = 1_048_576
-INSTANT_BYTES = 65_536  # smaller work than this is quicker done than handed to a thread
 
 Payload = (
     Path
@@ -38,15 +42,24 @@ Payload = (
 
 
 class Source:
-    """The bytes of one payload. `size` in bytes, None until known; `instant`: reading takes no thread."""
+    """The bytes of one payload. `size` in bytes, None until known; `instant`: reading takes no thread.
+
+    `producer`: what pulls the blocks of an iterator, None for everything else. It ends with the upload, by its `aclose`.
+    """
 
     instant = False
+    producer: Producer | None = None
 
     def __init__(self, size: int | None) -> None:
         self.size = size
 
-    async def prepare(self, start: int, end: int, pool: Executor) -> None:
-        """Make bytes `start` to `end` (exclusive) readable; those below `start` are never asked for again."""
+    async def prepare(self, end: int, pool: Executor) -> None:
+        """Make the bytes below `end` readable, fewer where it ends before. Cancelling it loses nothing."""
+
+    @property
+    def pulled(self) -> int:
+        """How many bytes can be read while `size` is unknown."""
+        return self.size or 0
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill `view` from byte `offset` on; return how many bytes there were, fewer only at the end. Any thread."""
@@ -59,7 +72,7 @@ class Source:
         """Note that bytes below `offset` will not be read again."""
 
     async def digest(self, pool: Executor) -> str:
-        """Return the SHA-256 of the whole payload, hex; called when the end is known."""
+        """Return the SHA-256 of the whole payload, hex. An iterator is pulled to its end, where that is not known yet."""
         raise NotImplementedError
 
     def digest_at_once(self) -> str | None:
@@ -98,7 +111,7 @@ class FileSource(Source):
     """A seekable file, by path or as an open binary file.
 
     Blocks are hashed as they are read, while they come in order from the start. After a resume past that point one
-    thread reads and hashes the whole rest on the side.
+    thread reads and hashes the whole rest on the side. Threads of lost connections may still be reading meanwhile.
     """
 
     def __init__(self, file: BinaryIO, name: str, *, own: bool) -> None:
@@ -107,20 +120,31 @@ class FileSource(Source):
         self._name = name
         self._start = 0 if own else file.tell()
         super().__init__(file.seek(0, os.SEEK_END) - self._start)
-        self._lock = threading.Lock()
-        self._descriptor = _descriptor(file) if own else None
+        self._place = threading.Lock()  # of the file's position
+        self._descriptor = file.fileno() if own and hasattr(os, "preadv") else None
+        self._watched = _descriptor_of(file)
         self._stamp = self._look()
         self._hash = hashlib.sha256()
         self._hashed = 0
+        self._hashing = threading.Lock()  # of the two above
         self._aside: asyncio.Future[None] | None = None
+        self._readers = 0
         self._closed = False
+        self._leaving = threading.Lock()  # of the two above
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        length = self._read(view, offset)
-        if self._aside is None and offset <= self._hashed < offset + length:
-            self._hash.update(view[self._hashed - offset : length])
-            self._hashed = offset + length
+        with self._reading():
+            length = self._read(view, offset)
+        if self._aside is None:
+            self._hash_next(view[:length], offset)
         return length
+
+    def _hash_next(self, data: memoryview, offset: int) -> None:
+        """Hash what continues the hash, if `data` from byte `offset` on does; another thread may have been quicker."""
+        with self._hashing:
+            if offset <= self._hashed < offset + len(data):
+                self._hash.update(data[self._hashed - offset :])
+                self._hashed = offset + len(data)
 
     def _read(self, view: memoryview, offset: int) -> int:
         length = 0
@@ -134,31 +158,53 @@ class FileSource(Source):
     def _read_once(self, view: memoryview, offset: int) -> int:
         if self._descriptor is not None:
             return os.preadv(self._descriptor, [view], offset)
-        with self._lock:
+        with self._place:
             self._file.seek(self._start + offset)
             piece = self._file.read(len(view))
         view[: len(piece)] = piece
         return len(piece)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep the file open meanwhile: else its descriptor may be another file's. Raises `OSError` once it is closed."""
+        with self._leaving:
+            if self._closed:
+                raise OSError(errno.EBADF, "the file is closed")
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._leaving:
+                self._readers -= 1
+                last = self._closed and not self._readers
+            if last and self._own:
+                self._file.close()
 
     def check(self) -> None:
         if self._look() != self._stamp:
             raise IntegrityError(f"{self._name} changed while it was sent: send it again")
 
     def _look(self) -> tuple[int, int] | None:
-        if self._descriptor is None:
+        if self._watched is None:
             return None
-        found = os.fstat(self._descriptor)
+        found = os.fstat(self._watched)
         return found.st_size, found.st_mtime_ns
 
     def resumed_at(self, offset: int, pool: Executor) -> None:
         if offset > self._hashed and self._aside is None:
             self._aside = asyncio.get_running_loop().run_in_executor(pool, self._hash_rest)
+            # Nobody waits for it where the upload ends first.
+            self._aside.add_done_callback(lambda aside: aside.cancelled() or aside.exception())
 
     def _hash_rest(self) -> None:
         buffer = memoryview(bytearray(HASH_PIECE_BYTES))
-        while not self._closed and (length := self._read(buffer, self._hashed)):
-            self._hash.update(buffer[:length])
-            self._hashed += length
+        while not self._closed:
+            offset = self._hashed
+            with self._reading():
+                length = self._read(buffer, offset)
+            if not length:
+                return
+            self._hash_next(buffer[:length], offset)
 
     async def digest(self, pool: Executor) -> str:
         if self._hashed != self.size and self._aside is None:
@@ -170,66 +216,58 @@ class FileSource(Source):
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        self._closed = True
-        if self._own and (self._aside is None or self._aside.done()):
+        with self._leaving:
+            first, self._closed = not self._closed, True
+            unused = not self._readers
+        if first and unused and self._own:
             self._file.close()
-        elif self._own and self._aside is not None:
-            self._aside.add_done_callback(lambda _: self._file.close())
 
 
-def _descriptor(file: BinaryIO) -> int | None:
-    return file.fileno() if hasattr(os, "preadv") else None
+def _descriptor_of(file: BinaryIO) -> int | None:
+    """Return the descriptor of a file of the system, None for everything that is only like one."""
+    raw = getattr(file, "raw", file)
+    return raw.fileno() if isinstance(raw, io.FileIO) else None
 
 
 class IteratorSource(Source):
     """Blocks of bytes from an iterator; what no ack covers yet is kept, at most one window.
 
-    A plain iterator is advanced in a thread, since it may block; it is never advanced further than asked for.
+    It is never advanced further than asked for, and only by the producer, whose one pull no connection cancels.
     """
+
+    producer: Producer
 
     def __init__(self, blocks: Iterator[bytes] | AsyncIterator[bytes]) -> None:
         super().__init__(None)
-        self._blocks = blocks
         self._kept: deque[bytes] = deque()
         self._base = 0  # offset of the first kept byte
         self._end = 0  # offset behind the last byte that was pulled
-        self._hash = hashlib.sha256()
+        self._forgotten = 0  # offset below which nothing is read again
         self.instant = True
+        if isinstance(blocks, AsyncIterator):
+            self.producer = AsyncProducer(blocks, self._take)
+        else:
+            self.producer = ThreadProducer(blocks, self._take)
 
-    async def prepare(self, start: int, end: int, pool: Executor) -> None:
-        self.forget(start)
-        if start < self._base:
-            raise IntegrityError(f"an iterator cannot go back to byte {start}: it is kept from {self._base} on")
+    @property
+    def pulled(self) -> int:
+        return self._end
+
+    async def prepare(self, end: int, pool: Executor) -> None:
         while self._end < end and self.size is None:
-            block = await self._pull(pool)
-            if block is None:
-                self.size = self._end
-                return
+            await self.producer.pull(pool)
+
+    def _take(self, block: bytes | None) -> None:
+        if block is None:
+            self.size = self._end
+        else:
             self._end += len(block)
             self._kept.append(block)
-            self.forget(start)
-
-    async def _pull(self, pool: Executor) -> bytes | None:
-        if isinstance(self._blocks, AsyncIterator):
-            block = await anext(self._blocks, None)
-            if block is not None:
-                block = _checked(block)
-                if len(block) > INSTANT_BYTES:
-                    await asyncio.get_running_loop().run_in_executor(pool, self._hash.update, block)
-                else:
-                    self._hash.update(block)
-            return block
-        return await asyncio.get_running_loop().run_in_executor(pool, self._advance, self._blocks)
-
-    def _advance(self, blocks: Iterator[bytes]) -> bytes | None:
-        block = next(blocks, None)
-        if block is None:
-            return None
-        block = _checked(block)
-        self._hash.update(block)
-        return block
+            self._drop_forgotten()
 
     def read_into(self, view: memoryview, offset: int) -> int:
+        if offset < self._base:
+            raise IntegrityError(f"an iterator cannot go back to byte {offset}: it is kept from {self._base} on")
         at, length = self._base, 0
         for block in self._kept:
             wanted = offset + length
@@ -243,17 +281,18 @@ class IteratorSource(Source):
         return length
 
     def forget(self, offset: int) -> None:
-        while self._kept and self._base + len(self._kept[0]) <= offset:
+        self._forgotten = max(self._forgotten, offset)
+        self._drop_forgotten()
+
+    def _drop_forgotten(self) -> None:
+        while self._kept and self._base + len(self._kept[0]) <= self._forgotten:
             self._base += len(self._kept.popleft())
 
     async def digest(self, pool: Executor) -> str:
-        return self._hash.hexdigest()
-
-
-def _checked(block: Any) -> bytes:
-    if not isinstance(block, bytes | bytearray | memoryview):
-        raise UsageError(f"expected an iterator of bytes, got {type(block).__name__}")
-    return bytes(block)
+        while self.size is None:  # the server has all of it: what is left is pulled for its digest alone
+            self.forget(self._end)
+            await self.producer.pull(pool)
+        return self.producer.sha256.hexdigest()
 
 
 def open_source(payload: Any) -> tuple[Source, str, str]:
@@ -267,10 +306,9 @@ def open_source(payload: Any) -> tuple[Source, str, str]:
         case bytes() | bytearray() | memoryview():
             return MemorySource(payload), "payload.bin", "application/octet-stream"
         case str():
-            return MemorySource(payload.encode()), "message.txt", "text/plain; charset=utf-8"
+            return MemorySource(_utf8(payload)), "message.txt", "text/plain; charset=utf-8"
         case dict() | list():
-            text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            return MemorySource(text.encode()), "message.json", "application/json"
+            return MemorySource(_json(payload)), "message.json", "application/json"
     if hasattr(payload, "read"):
         return _open_file(payload), _name_of(payload), ""
     if isinstance(payload, AsyncIterable):
@@ -280,14 +318,28 @@ def open_source(payload: Any) -> tuple[Source, str, str]:
     raise UsageError(f"cannot send a {type(payload).__name__}: expected a path, bytes, text, JSON, file or iterator")
 
 
+def _json(value: dict[str, Any] | list[Any]) -> bytes:
+    try:
+        return _utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot write this as JSON: {error}") from error
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("cannot send text that holds half of a surrogate pair") from None
+
+
 def _open_path(path: Path) -> Source:
     try:
+        if not _has_size(path.stat().st_mode):
+            return IteratorSource(open_and_read(path))
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the source
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     try:
-        if not file.seekable():
-            return IteratorSource(_pieces(file))
         return FileSource(file, str(path), own=True)
     except OSError as error:
         file.close()
@@ -297,15 +349,16 @@ def _open_path(path: Path) -> Source:
 def _open_file(file: BinaryIO) -> Source:
     if isinstance(file, io.TextIOBase):
         raise UsageError("expected a binary file: open it with 'rb'")
-    if getattr(file, "seekable", lambda: False)():
+    descriptor = _descriptor_of(file)
+    sized = descriptor is None or _has_size(os.fstat(descriptor).st_mode)
+    if sized and getattr(file, "seekable", lambda: False)():
         return FileSource(file, _name_of(file), own=False)
-    return IteratorSource(_pieces(file))
+    return IteratorSource(read_forwards(file))
 
 
-def _pieces(file: Any) -> Iterator[bytes]:
-    read = getattr(file, "read1", file.read)
-    while piece := read(262_144):
-        yield piece
+def _has_size(mode: int) -> bool:
+    """Return whether seeking tells the size: a character device says 0, and has more."""
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode)  # a folder says what is wrong when opened
 
 
 def _name_of(file: Any) -> str:

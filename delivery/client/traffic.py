@@ -115,9 +115,11 @@ class Traffic:
                 self._on_reject(event.sender, event.message)
             case events.Completed():
                 self._moved = True
-                if (upload := self._release(event.sender)) is not None:
-                    upload.complete(event.sender.size or 0, event.sha256, event.payload)
-                    self._host.progressed(event.sender.longest_acked)
+                sender = event.sender
+                if (upload := self._release(sender)) is not None:
+                    compared = sender.sha256 is not None
+                    upload.complete(sender.size or 0, event.sha256, event.payload, compared=compared)
+                    self._host.progressed(sender.longest_acked)
             case events.SenderAborted():
                 self._on_sender_aborted(event.sender, event.message)
 
@@ -185,13 +187,13 @@ class Traffic:
     def _offer(self, upload: Upload, now: float) -> None:
         try:
             offer = upload.offer()
-        except DeliveryError as error:
-            upload.must_tell = upload.offered_before
+            if offer.chunk_size > self._chunk_size:
+                offer = replace(offer, chunk_size=self._chunk_size)
+            sender = self.core.offer(offer, first=not upload.offered_before, now=now)
+        except (DeliveryError, OSError) as error:  # of this source or offer: the others go on
+            upload.must_tell = upload.offered_before and not upload.must_tell
             upload.fail(error)
             return
-        if offer.chunk_size > self._chunk_size:
-            offer = replace(offer, chunk_size=self._chunk_size)
-        sender = self.core.offer(offer, first=not upload.offered_before, now=now)
         upload.offered_before = True
         if upload.must_tell:
             upload.must_tell = False
@@ -263,7 +265,7 @@ class Traffic:
 
     def _let_go_of_stalled(self, now: float) -> None:
         for sender in list(self.core.senders.values()):
-            if not sender.paused and sender.stalled(now) and (upload := self._release(sender)) is not None:
+            if sender.stalled(now) and (upload := self._release(sender)) is not None:
                 self.core.abort(sender, "stalled", final=False)
                 self._postpone(upload, "stalled", None)
 

@@ -19,6 +19,7 @@ from delivery.protocol.frames import MAX_SEQ, is_chunk_size
 
 MAX_DEPTH = 8
 MAX_INTEGER = 2**53 - 1
+MAX_HANDLE = 2**32 - 1
 MIN_MAX_MESSAGE = 65_548
 MAX_META_STRINGS = 32
 MAX_META_BYTES = 8_192
@@ -156,7 +157,7 @@ def integer(low: int = 0, high: int = MAX_INTEGER) -> Rule:
     return rule
 
 
-handle = integer(1, 2**32 - 1)
+handle = integer(1, MAX_HANDLE)
 seq = integer(0, MAX_SEQ)
 
 
