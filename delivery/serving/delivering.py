@@ -58,6 +58,13 @@ def drop(session: Session, outflow: Outflow, code: str, *, final: bool) -> None:
     session.wake()
 
 
+def withdraw(session: Session, outflow: Outflow) -> None:
+    """End a delivery whose user may not have it any more. Its row stays: should they be let in again, it is offered again."""
+    drop(session, outflow, "forbidden", final=True)
+    session.offering.forget(outflow.waiting.transfer)
+    session.spawn(detach(session, outflow), "detach")
+
+
 async def _offer_again(session: Session, transfer: UUID) -> None:
     """Offer what we let go of once more: its client may stay on this very connection for days."""
     await asyncio.sleep(random.uniform(0.5, 1.0) * OFFER_AGAIN_SECONDS)

@@ -9,8 +9,8 @@ from delivery import conf, notify, policy
 from delivery.errors import BufferUnavailable, ProtocolViolation
 from delivery.protocol import messages
 from delivery.protocol.codes import CLOSE_CODES
+from delivery.serving import membership
 from delivery.serving.login import Login, Refusal, Request
-from delivery.transfers import deliveries
 from delivery.transfers.holders import Holder
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def greet(session: Session, hello: messages.Hello) -> None:
     channel = session.socket.channel_name
     session.holder = Holder(session.user.pk, hello.client, secrets.token_hex(8), order, channel)
     wanted = hello.groups[:MOST_GROUPS]
-    groups = await session.db(deliveries.join, session.user, wanted) if wanted else []
+    groups = await membership.join(session, wanted) if wanted else []
     _welcome(session, session.holder, groups)
     if hello.receive:
         await _receive(session, groups)

@@ -48,6 +48,10 @@ class Lookout:
                 if not there:
                     del self._by_address[address]
 
+    def sessions(self) -> list[Session]:
+        """Return those that look out for anything."""
+        return list(self._sessions)
+
     def at(self, address: str) -> list[Session]:
         """Return the sessions of this process that look out for `address`."""
         return list(self._by_address.get(address, ()))

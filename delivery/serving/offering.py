@@ -11,7 +11,7 @@ from uuid import UUID
 from delivery.buffer.blocks import BLOCK_SIZE
 from delivery.protocol.connection import MAX_UNANSWERED_OFFERS
 from delivery.protocol.messages import DeliveryOffer
-from delivery.serving import delivering
+from delivery.serving import delivering, membership
 from delivery.serving.outflow import Outflow
 from delivery.serving.parts import Part
 from delivery.transfers import deliveries
@@ -35,6 +35,7 @@ class Offering(Part):
         self._chunk_size = min(chunk_size, BLOCK_SIZE)  # larger ones cost more: each is sent in several parts
         self._most_live = most_live
         self._set_aside: set[UUID] = set()  # not to be offered again on this connection
+        self._withheld: set[UUID] = set()  # through groups that the user is no member of, at this look
         self._kept: deque[tuple[float, Waiting]] = deque()
         self._kept_bytes = 0
         self._due = asyncio.Event()
@@ -105,13 +106,15 @@ class Offering(Part):
     async def _offer_all(self) -> None:
         session = self._session
         self._more = True
+        self._withheld.clear()
         await session.process.neighbours.announced.wait()
         await session.process.received.settle()  # what another connection just finished is not offered here
         if self._begun and not await session.process.questions.may_wait(session.user.pk, session.client):
             self._more = self._begun = False
             return
         while (room := self._room()) > 0:
-            known = {outflow.waiting.transfer for outflow in session.outflows.values()} | self._set_aside
+            known = {outflow.waiting.transfer for outflow in session.outflows.values()}
+            known |= self._set_aside | self._withheld
             found = await session.db(
                 deliveries.waiting,
                 session.user.pk,
@@ -120,7 +123,9 @@ class Offering(Part):
                 most=room,
                 begun=self._begun,
             )
-            for waiting in found[: self._room()]:
+            may_have = await membership.allowed(session, found)
+            self._withheld |= {one.transfer for one in found} - {one.transfer for one in may_have}
+            for waiting in may_have[: self._room()]:
                 if not self._known(waiting.transfer):  # it may have been pushed while we looked
                     self._offer(waiting)
             if len(found) < room:

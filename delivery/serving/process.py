@@ -124,6 +124,7 @@ class Process:
             asyncio.create_task(self._look_after_memory(), name="delivery memory"),
             asyncio.create_task(self._every(credit.LOOK_SECONDS, self._look_at_credit), name="delivery credit"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
+            asyncio.create_task(self._every(LOGINS_SECONDS, self.check_groups), name="delivery members"),
             asyncio.create_task(self._every(LOOK_SECONDS, self.lookout.look), name="delivery lookout"),
         ]
 
@@ -284,6 +285,13 @@ class Process:
             for (session, _), holds in zip(held, valid, strict=True):
                 if not holds:
                     _revoke(session)
+
+    async def check_groups(self) -> None:
+        """End every delivery through a group that its user has left."""
+        checks = (session.check_groups() for session in self.lookout.sessions() if session.outflows)
+        for outcome in await asyncio.gather(*checks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     async def _write_events(self) -> None:
         await self._write(events.write)

@@ -21,7 +21,7 @@ from delivery.protocol.codes import CLOSE_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.serving import delivering, greeting, leaving, process, uploading
+from delivery.serving import delivering, greeting, leaving, membership, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
 from delivery.serving.login import Login, Refusal
@@ -30,7 +30,6 @@ from delivery.serving.outflow import Outflow
 from delivery.serving.pacing import Pacing
 from delivery.serving.timer import Timer
 from delivery.serving.writer import ConnectionClosed, Socket, Writer
-from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
 
@@ -330,9 +329,13 @@ class Session:
         else:
             self.spawn(self._look_for(address), "arrival")
 
+    async def check_groups(self) -> None:
+        """End what came through a group that the user has left."""
+        await membership.check(self)
+
     async def _look_for(self, address: str) -> None:
         if address.startswith(policy.GROUP):
-            await self.db(deliveries.catch_up, self.user.pk, address)
+            await membership.catch_up(self, address)
         self.offering.look()
 
     def terms(self) -> Terms:

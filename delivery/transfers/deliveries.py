@@ -6,7 +6,7 @@ Every function runs in a thread and talks to the database.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -33,7 +33,10 @@ from delivery.transfers.rows import Insert, Statement, places
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A delivery that may be offered. `inline`: the bytes themselves, where they are few. `first`: never offered before."""
+    """A delivery that may be offered. `inline`: the bytes themselves, where they are few. `first`: never offered before.
+
+    `groups`: the names of those through which alone it comes to its user; none where it is addressed to the user as well.
+    """
 
     transfer: UUID
     payload: UUID
@@ -46,6 +49,7 @@ class Waiting:
     expires: datetime.datetime | None
     inline: bytes | None
     first: bool
+    groups: tuple[str, ...] = ()
 
     def packed(self) -> dict[str, Any]:
         """Return it as a control event carries it."""
@@ -61,7 +65,8 @@ class Waiting:
     @classmethod
     def unpacked(cls, event: Mapping[str, Any]) -> Waiting:
         """Read what `packed` returned, maybe in a process of another version: what this one does not know is ignored."""
-        known = {name: event[name] for name in cls.__dataclass_fields__}
+        known = {name: event[name] for name in cls.__dataclass_fields__ if name != "groups"}
+        known["groups"] = tuple(event.get("groups", ()))  # which earlier versions do not tell
         expires = known["expires"]
         known["expires"] = None if expires is None else datetime.datetime.fromisoformat(expires)
         return cls(**known | {"transfer": UUID(event["transfer"]), "payload": UUID(event["payload"])})
@@ -81,7 +86,24 @@ def waiting(user: Any, client: str, *, known: Collection[UUID], most: int, begun
         open_here = ClientPosition.objects.filter(client=client, state=ClientState.OPEN, transfer__user=user)
         left = _deliverable(user, TransferState.DONE).filter(pk__in=open_here.values("transfer"))
         rows += left.annotate(begun=Value(True)).exclude(pk__in=list(known))[: most - len(rows)]
-    return [waiting_for(row, row.payload, first=not row.begun) for row in rows]
+    groups = _groups_of([row.payload_id for row in rows], policy.USER + str(user))
+    return [waiting_for(row, row.payload, first=not row.begun, groups=groups.get(row.payload_id, ())) for row in rows]
+
+
+def _groups_of(payloads: Sequence[UUID], own: str) -> dict[UUID, tuple[str, ...]]:
+    """Return the groups through which alone payloads come to the user with the address `own`."""
+    found: dict[UUID, list[str]] = {}
+    rows = Address.objects.filter(payload__in=payloads).order_by("pk").values_list("payload_id", "address")
+    for payload, address in rows if payloads else ():
+        found.setdefault(payload, []).append(address)
+    return {payload: through(addresses, own) for payload, addresses in found.items()}
+
+
+def through(addresses: Sequence[str], own: str) -> tuple[str, ...]:
+    """Return the names of the groups among `addresses`; none where `own` is one of these."""
+    if own in addresses:
+        return ()
+    return tuple(one.removeprefix(policy.GROUP) for one in addresses if one.startswith(policy.GROUP))
 
 
 def may_wait(askers: Collection[tuple[Any, str]]) -> list[bool]:
@@ -103,7 +125,7 @@ def _deliverable(user: Any, state: TransferState) -> QuerySet[Transfer]:
     return rows.filter(in_time, payload__state=PayloadState.COMPLETE).select_related("payload")
 
 
-def waiting_for(row: Transfer, payload: Payload, *, first: bool = True) -> Waiting:
+def waiting_for(row: Transfer, payload: Payload, *, first: bool = True, groups: tuple[str, ...] = ()) -> Waiting:
     """Return the delivery `row` of a complete payload as something to offer."""
     return Waiting(
         transfer=row.id,
@@ -117,16 +139,8 @@ def waiting_for(row: Transfer, payload: Payload, *, first: bool = True) -> Waiti
         expires=payload.expires_at,
         inline=None if payload.inline is None else bytes(payload.inline),
         first=first,
+        groups=groups,
     )
-
-
-def join(user: Any, groups: Iterable[str]) -> list[str]:
-    """Subscribe a user to groups: return those that the policy allows, with their payloads made deliverable."""
-    rules = policy.current()
-    allowed = [name for name in groups if rules.may_join(user, name)]
-    for name in allowed:
-        catch_up(user.pk, policy.GROUP + name)
-    return allowed
 
 
 def catch_up(user: Any, address: str) -> None:

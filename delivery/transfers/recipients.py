@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
+from django.db.models import QuerySet
 
 from delivery import policy
 from delivery.errors import PolicyUnavailable
@@ -106,3 +107,38 @@ def of_payload(payload: UUID) -> list[Any]:
     """
     addresses = list(Address.objects.filter(payload=payload).order_by("pk").values_list("address", flat=True))
     return Recipients().of(addresses) if addresses else []
+
+
+def joinable(user: Any, names: Sequence[str]) -> list[str]:
+    """Return those of the groups that the policy lets `user` subscribe to; over which it fails, that one it does not."""
+    rules = policy.current()
+    return [name for name in names if _holds(lambda name=name: rules.may_join(user, name), user.pk)]  # type: ignore[misc]
+
+
+def memberships(user: Any, names: Collection[str]) -> frozenset[str]:
+    """Return those of the groups of which a user (a primary key) is a member now: lets in or lists as one.
+
+    Where the policy fails over a group, they are not. Nobody is who is not active.
+    """
+    found = get_user_model()._default_manager.filter(pk=user).first()
+    if found is None or not found.is_active:
+        return frozenset()
+    rules = policy.current()
+    return frozenset(name for name in names if _holds(lambda name=name: _is_member(rules, found, name), user))  # type: ignore[misc]
+
+
+def _is_member(rules: policy.DefaultPolicy, user: Any, name: str) -> bool:
+    if rules.may_join(user, name):
+        return True
+    members = rules.group_members(name)
+    if isinstance(members, QuerySet) and not members.query.is_sliced:
+        return bool(members.filter(pk=user.pk).exists())  # not all of them, for one
+    return any(member.pk == user.pk for member in members)
+
+
+def _holds(question: Callable[[], bool], user: Any) -> bool:
+    try:
+        return question()
+    except Exception:  # the site's own code
+        logger.exception("the site's policy fails over a group of user %s", user)
+        return False

@@ -22,7 +22,7 @@ from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, events, names, notices, quotas
+from delivery.transfers import admission, deliveries, events, names, notices, quotas
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
@@ -192,7 +192,7 @@ def _insert(rows: list[_Row]) -> list[Arrival]:
             notices.add("payload_stored", Payload.objects.get(pk=row.id))
         events.note("complete", payload=row.id, transfer=row.transfer, size=len(row.offered.data))
     groups = {one for row in rows for one in row.addresses if one.startswith(policy.GROUP)}
-    arrivals = [Arrival(f"{policy.USER}{user}", _waiting(row, transfer)) for row, user, transfer in made]
+    arrivals = [Arrival(f"{policy.USER}{user}", _waiting(row, user, transfer)) for row, user, transfer in made]
     return arrivals + [Arrival(address) for address in groups]  # who has subscribed without being a member
 
 
@@ -220,7 +220,7 @@ def _delivery(row: _Row, user: Any, transfer: UUID) -> tuple[Any, ...]:
     )
 
 
-def _waiting(row: _Row, transfer: UUID) -> Waiting:
+def _waiting(row: _Row, user: Any, transfer: UUID) -> Waiting:
     one = row.offered
     return Waiting(
         transfer=transfer,
@@ -234,4 +234,5 @@ def _waiting(row: _Row, transfer: UUID) -> Waiting:
         expires=row.expires,
         inline=one.data,
         first=True,
+        groups=deliveries.through(row.addresses, f"{policy.USER}{user}"),
     )

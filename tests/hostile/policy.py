@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from delivery.policy import Quota
@@ -15,6 +15,7 @@ OFFERS = Quota(offers_per_minute=20)
 CONNECTIONS = Quota(connections=3)
 TIGHT_SIZE, LARGEST = "tight-size", 300_000  # bytes of a payload of theirs
 TINY_SIZE, TINY = "tiny-size", 1_000
+BROKEN_GROUP = "group-that-fails"  # over which the policy fails
 MUTED = "may-not-send"
 RAISES, HANGS, HANG_SECONDS = "policy-raises", "policy-hangs", 20.0
 QUOTAS = {"tight-bytes": BYTES, "tight-uploads": UPLOADS, "tight-offers": OFFERS, "tight-connections": CONNECTIONS}
@@ -40,6 +41,16 @@ class TightPolicy(DemoPolicy):
         if HANGS in names:
             time.sleep(HANG_SECONDS)
         return MUTED not in names
+
+    def may_join(self, user: Any, name: str) -> bool:
+        if name == BROKEN_GROUP:
+            raise LookupError("a fault in the site's policy")
+        return super().may_join(user, name)
+
+    def group_members(self, name: str) -> Iterable[Any]:
+        if name == BROKEN_GROUP:
+            raise LookupError("a fault in the site's policy")
+        return super().group_members(name)
 
     def may_connect(self, user: Any) -> bool:
         names = set(user.groups.values_list("name", flat=True))
