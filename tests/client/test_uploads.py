@@ -6,9 +6,12 @@ import hashlib
 import io
 import json
 import os
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from websockets.frames import Close, Frame, Opcode
 
 from delivery import sockets
 from delivery.client import connect, traffic
@@ -250,6 +253,63 @@ async def test_progress_on_links_that_live_a_moment(server: CoreServer, proxy: P
         await client.send(file, deadline=60)
         assert client.statistics.closes[1006] > 5
     assert only(server) == file.read_bytes()
+
+
+@pytest.mark.parametrize(("close", "code"), [(Close(1001, "going away"), 1001), (None, 1006)])
+async def test_a_cut_is_seen_at_once_although_the_send_buffer_is_full(
+    server: CoreServer, file: Path, close: Close | None, code: int
+) -> None:
+    """The server reads no more, says why or not, and ends its side: all that we have still to send will never go."""
+    async with connect(server.url) as client:
+        upload = client.start(file)
+        await eventually(lambda: server.sizes)
+        lost = server.sessions[0].socket.transport
+        lost.pause_reading()
+        ours = client._link._socket.transport
+        await eventually(lambda: ours.get_write_buffer_size() > 0)
+        began = time.monotonic()
+        if close is not None:
+            lost.write(Frame(Opcode.CLOSE, close.serialize()).serialize(mask=False))
+        lost.write_eof()
+        await eventually(lambda: client.statistics.closes, 5.0)
+        assert time.monotonic() - began < 3.0
+        assert client.statistics.closes == {code: 1}
+        lost.abort()
+        await upload
+    assert only(server) == file.read_bytes()
+
+
+async def test_a_server_that_says_stalled_is_offered_the_upload_again(server: CoreServer, file: Path) -> None:
+    """Servers of before said it where the next chunk did not come for a minute."""
+    server.of_before = True
+    server.window = server.segment = ONE_CHUNK
+    async with connect(server.url) as client:
+        upload = client.start(file)
+        await eventually(lambda: upload.progress.stored > 0)
+        upload.pause()
+        server.sessions[0].stall()
+        await eventually(lambda: not client._link.core.senders)
+        upload.resume()
+        receipt = await upload
+    assert receipt.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert len(server.offers) == 2
+
+
+async def test_a_server_that_counts_chunks_behind_its_pong_is_not_left(server: CoreServer) -> None:
+    """Servers of before did. Its acks come every half second, and the client asks after five."""
+    server.of_before = True
+    server.segment = 64 * 1_048_576
+    async with connect(server.url) as client:
+        upload = client.start(_slowly())
+        receipt = await upload
+        assert client.statistics.closes == {}
+    assert receipt.size == 14 * 65_536
+
+
+async def _slowly() -> AsyncIterator[bytes]:
+    for _ in range(14):
+        yield bytes(65_536)
+        await asyncio.sleep(0.5)
 
 
 async def test_taken_over_is_not_offered_again(server: CoreServer, file: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
+from delivery import deliver
 from tests.conformance.peer import sha256
 from tests.integration.conftest import OpenClient
 from tests.integration.links import Link
-from tests.stack import Person, Site
+from tests.quick_settings import HEARTBEAT_SECONDS, WINDOW_BYTES
+from tests.stack import Person, Site, WebProcess
 
 MIB = 1024 * 1024
 DATA = random.Random(6).randbytes(3 * MIB)
@@ -53,4 +56,79 @@ async def test_an_upload_whose_link_is_cut_again_and_again(open_client: OpenClie
         receipt = await client.send(data, progress=cut)
     assert receipt.sha256 == sha256(data)
     assert client.statistics.closes[1006] >= 2
+    assert await site.content(receipt.payload) == data
+
+
+SLOW_BYTES_PER_SECOND = 40_000
+SLOW_DATA = random.Random(9).randbytes(200_000)  # one chunk, of four times 2.5 heartbeats on such a line
+
+
+async def test_an_upload_whose_chunk_takes_longer_than_the_heartbeats_allow(
+    open_client: OpenClient, quick: WebProcess, site: Site, alice: Person
+) -> None:
+    async with Link(quick.port, bytes_per_second=SLOW_BYTES_PER_SECOND).open() as link:
+        client = await open_client(alice, link.ws_url)
+        began = time.monotonic()
+        receipt = await asyncio.wait_for(client.send(SLOW_DATA), 60)
+    assert time.monotonic() - began > 4 * HEARTBEAT_SECONDS
+    assert client.statistics.closes == {}
+    assert await site.content(receipt.payload) == SLOW_DATA
+
+
+async def test_a_delivery_whose_chunk_takes_longer_than_the_heartbeats_allow(
+    open_client: OpenClient, quick: WebProcess, site: Site, alice: Person
+) -> None:
+    await site.run(deliver, SLOW_DATA, alice.address, name="slow.bin")
+    async with Link(quick.port, bytes_per_second=SLOW_BYTES_PER_SECOND).open() as link:
+        client = await open_client(alice, link.ws_url, receive=True)
+        began = time.monotonic()
+        async with asyncio.timeout(60):
+            incoming = await anext(client.deliveries())
+            received = await incoming.read()
+    assert time.monotonic() - began > 4 * HEARTBEAT_SECONDS
+    assert bytes(received) == SLOW_DATA
+    assert client.statistics.closes == {}
+
+
+SWALLOWED = 32 * 1024
+WHOLE = random.Random(10).randbytes(6 * MIB)
+
+
+async def test_an_upload_through_a_proxy_that_swallows_large_messages(
+    open_client: OpenClient, site: Site, alice: Person
+) -> None:
+    async with Link(site.stack.port, most_message=SWALLOWED).open() as link:
+        client = await open_client(alice, link.ws_url)
+        began = time.monotonic()
+        receipt = await asyncio.wait_for(client.send(WHOLE), 60)
+        assert time.monotonic() - began < 60
+    assert link.swallowed > 0
+    assert set(client.statistics.closes) == {1009}
+    assert await site.content(receipt.payload) == WHOLE
+
+
+async def test_a_delivery_through_a_proxy_that_swallows_large_messages(
+    open_client: OpenClient, site: Site, alice: Person
+) -> None:
+    await site.run(deliver, WHOLE, alice.address, name="whole.bin")
+    async with Link(site.stack.port, most_message=SWALLOWED).open() as link:
+        client = await open_client(alice, link.ws_url, receive=True)
+        async with asyncio.timeout(60):
+            incoming = await anext(client.deliveries())
+            received = await incoming.read()
+    assert link.swallowed > 0
+    assert set(client.statistics.closes) == {1009}
+    assert bytes(received) == WHOLE
+
+
+async def test_where_neither_a_gap_nor_a_finish_tells_pings_do(
+    open_client: OpenClient, quick: WebProcess, site: Site, alice: Person
+) -> None:
+    """The window is full of chunks that were swallowed, so that nothing more comes behind them."""
+    data = DATA[:MIB]
+    assert len(data) > WINDOW_BYTES
+    async with Link(quick.port, most_message=SWALLOWED).open() as link:
+        client = await open_client(alice, link.ws_url, chunk_size=65_536)
+        receipt = await asyncio.wait_for(client.send(data), 40)
+    assert client.statistics.closes == {1009: 2}  # 32 KiB and its header are too much as well
     assert await site.content(receipt.payload) == data
