@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 import uuid
@@ -17,7 +18,7 @@ from delivery.client.directories import ReceivingDirectory
 from delivery.client.reporting import Report
 from delivery.client.resumption import Resumption
 from delivery.client.uploads import Receipt
-from delivery.errors import DeliveryError, Refused, StorageUnavailable, TransferAborted
+from delivery.errors import DeliveryError, IntegrityError, Refused, StorageUnavailable, TransferAborted
 
 DONE, FAILED = 0, 1
 AT_ONCE = 4
@@ -36,11 +37,13 @@ async def send(options: Namespace, report: Report) -> int:
 
 async def _send_one(client: Client, file: str, options: Namespace, report: Report, turns: asyncio.Semaphore) -> bool:
     async with turns:
-        label = options.name or ("stdin" if file == "-" else Path(file).name)
+        label = _decodable(options.name or ("stdin" if file == "-" else Path(file).name))
         try:
             receipt = await _send_file(client, file, label, options, report)
-        except (DeliveryError, OSError, TimeoutError) as error:
-            report.event("failed", {"name": label, "error": str(error), "code": getattr(error, "code", None)})
+        except Exception as error:  # noqa: BLE001 - shown, as the end of this file: the others go on
+            report.event(
+                "failed", {"name": label, "error": str(error) or repr(error), "code": getattr(error, "code", None)}
+            )
             return False
         report.event(
             "done",
@@ -53,6 +56,11 @@ async def _send_one(client: Client, file: str, options: Namespace, report: Repor
             },
         )
         return True
+
+
+def _decodable(name: str) -> str:
+    """Return a name of the file system as one that can be sent: what is no UTF-8 in it is replaced."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 async def _send_file(client: Client, file: str, label: str, options: Namespace, report: Report) -> Receipt:
@@ -80,8 +88,8 @@ async def _send_file(client: Client, file: str, label: str, options: Namespace, 
             receipt = await client.send(path, **arguments(remembered.transfer))
         remembered.forget()
         return receipt
-    except TransferAborted as error:
-        if error.final:
+    except (TransferAborted, IntegrityError) as error:
+        if isinstance(error, IntegrityError) or error.final:
             remembered.forget()
         raise
     finally:

@@ -67,6 +67,7 @@ class CoreServer:
         self.refuse: Callable[[bytes], int | None] = lambda message: None
         self.send_until: int | None = None  # bytes of each delivery, then nothing more comes
         self.answer: Callable[[UploadOffer], dict[str, Any] | None] = lambda offer: None
+        self.before_welcome: Callable[[], object] = lambda: None
         self.before_done: Callable[[], bool] = lambda: True  # False: drop the connection instead of saying done
         self._server: Server | None = None
 
@@ -206,6 +207,7 @@ class Session:
             case events.Greeted(hello):
                 self.client = hello.client
                 server.hellos.append(hello)
+                server.before_welcome()
                 self.core.welcome(
                     Welcome(
                         session="s",

@@ -164,6 +164,34 @@ async def test_receive_stops_after_a_quiet_time(server: CoreServer, tmp_path: Pa
     assert "0 of 1" in command.named("failed")[0]["error"]
 
 
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_name_that_cannot_be_decoded_is_sent_as_a_printable_one(
+    server: CoreServer, tmp_path: Path, named: bool
+) -> None:
+    """Linux keeps any bytes as a name. The files before and after it go as well."""
+    names = [b"a.txt", b"b\xff.txt", b"z.txt"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    files = [str(tmp_path / os.fsdecode(name)) for name in (names[1:2] if named else names)]
+    async with Command(server, "send", *files, *(["--name", os.fsdecode(names[1])] if named else [])) as command:
+        assert await command.status() == 0, command.errors
+    received = {stored.offer.name: bytes(stored.data) for stored in server.uploads.values()}
+    replaced = {"b\N{REPLACEMENT CHARACTER}.txt": names[1]}
+    assert received == (replaced if named else {"a.txt": names[0], **replaced, "z.txt": names[2]})
+    assert {event["name"] for event in command.named("done")} == set(received)
+
+
+async def test_a_file_that_is_gone_fails_alone(server: CoreServer, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "z.txt"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt", "z.txt")]
+    server.before_welcome = (tmp_path / "b.txt").unlink
+    async with Command(server, "send", *files) as command:
+        assert await command.status() == 1
+    assert [event["name"] for event in command.named("failed")] == ["b.txt"]
+    assert {event["name"] for event in command.named("done")} == {"a.txt", "z.txt"}
+
+
 async def test_a_refusal_is_status_1_with_its_code(server: CoreServer, file: Path) -> None:
     server.answer = lambda offer: {"code": "forbidden"}
     async with Command(server, "send", str(file)) as command:
