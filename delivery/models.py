@@ -361,6 +361,25 @@ class MissingFile(models.Model):
         return str(self.payload_id)
 
 
+class HandedOver(models.Model):
+    """A payload whose file became the site's where it lies, in our folder: the folder outlives the payload's row."""
+
+    payload = models.UUIDField(primary_key=True)
+
+    def __str__(self) -> str:
+        return str(self.payload)
+
+
+class SweepMark(models.Model):
+    """How far a part of the sweep has come, by the times of the rows that it looks through."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Usage(models.Model):
     """What a user's quota is charged with. Counted at each offer and end, counted anew now and then by the sweep."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from delivery.reservation import reserve
 # Top packages of the SDKs behind storage backends. Their errors share no base class.
 SDKS = frozenset({"azure", "boto3", "botocore", "dropbox", "google", "libcloud", "paramiko", "s3transfer", "urllib3"})
 NOT_FOUND = 404
+_OUR_NAME = re.compile(r"[0-9]+-[0-9]+-")
 PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
 
 
@@ -185,6 +187,11 @@ def folders(alias: str) -> list[UUID]:
         except (FileNotFoundError, NotImplementedError):
             return []
     return [UUID(name) for name in found if _is_uuid(name)]
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a name in a payload's folder may be one that `write` asked for; Storage may have added to it."""
+    return _OUR_NAME.match(name.rpartition("/")[2]) is not None
 
 
 def _is_uuid(name: str) -> bool:

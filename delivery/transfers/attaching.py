@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from delivery import conf, dispatch
 from delivery.errors import BufferUnavailable, IntegrityError, StoredFileMissing, UsageError
-from delivery.models import Attachment, Payload, PayloadState, Segment
+from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
 from delivery.transfers import ending, events, locks, missing_files
@@ -110,6 +110,7 @@ def _hand_over(payload: Payload, instance: models.Model, target: Target, segment
     segment.file_modified_at = _modified(target.column.storage, segment.name)
     segment.save(update_fields=["owned", "file_size", "file_modified_at"])
     Payload.objects.filter(pk=payload.pk).update(in_place=True)
+    HandedOver.objects.get_or_create(payload=payload.pk)
     _save_field(instance, target, segment.name)
     events.note("attached", payload=payload.pk, copied=False)
 

@@ -194,11 +194,15 @@ def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
 
 
 def detach(transfer: UUID, client: str, channel: str, *, close_code: int | None) -> None:
-    """Note that a connection no longer holds a delivery; a newer one is left alone."""
+    """Note that a connection no longer holds a delivery; a newer one is left alone.
+
+    It waits for its client once no other client of the user holds it either.
+    """
     if ClientPosition.objects.filter(transfer=transfer, client=client, channel=channel).update(channel=""):
-        Transfer.objects.filter(pk=transfer, state=TransferState.LIVE).update(
-            waiting_for="client", last_close_code=close_code
-        )
+        live = Transfer.objects.filter(pk=transfer, state=TransferState.LIVE)
+        live.update(last_close_code=close_code)
+        held = ClientPosition.objects.filter(transfer=OuterRef("pk")).exclude(channel="")
+        live.filter(~Exists(held)).update(waiting_for="client")
         events.note("detached", transfer=transfer, code=close_code)
 
 

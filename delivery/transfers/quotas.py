@@ -85,7 +85,7 @@ def revived(payload: Payload) -> None:
     if payload.owner_id is not None:
         uploading = int(payload.completed_at is None and payload.inline is None)
         usage = Usage.objects.filter(user_id=payload.owner_id)
-        usage.update(stored=F("stored") + payload.reserved, live=F("live") + uploading)
+        usage.update(stored=F("stored") + payload.reserved + (payload.overhead or 0), live=F("live") + uploading)
 
 
 def ended(payload: Payload, *, live: bool) -> None:

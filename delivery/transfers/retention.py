@@ -12,7 +12,7 @@ from django.utils import timezone
 from delivery import conf, dispatch
 from delivery.buffer import markers
 from delivery.errors import BufferUnavailable, StorageUnavailable
-from delivery.models import Event, Payload, PayloadState, Segment, Transfer, TransferState
+from delivery.models import Event, HandedOver, Payload, PayloadState, Segment, SweepMark, Transfer, TransferState
 from delivery.storage import files
 from delivery.transfers import attaching, ending, events, missing_files, notices, quotas
 from delivery.transfers.sealing import DEAD_AFTER_SECONDS
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500
 ORPHANS_AGAIN = datetime.timedelta(days=1)
+ORPHAN_AGES = (datetime.timedelta(), ORPHANS_AGAIN)
 UNSEEN_SECONDS = 60.0
 
 
@@ -51,7 +52,11 @@ def _expire_uploads() -> int:
     due = Transfer.objects.filter(
         direction="upload", state=TransferState.LIVE, expires_at__lte=now, payload__state=PayloadState.STORING
     ).order_by("expires_at")
-    return sum(ending.expire_payload(pk, by="") for pk in list(due.values_list("payload_id", flat=True)[:BATCH]))
+    # Their users were deleted in the moment in which they began.
+    left = Payload.objects.filter(state=PayloadState.STORING, transfers=None)
+    lost = left.filter(created_at__lte=now - datetime.timedelta(seconds=conf.current().upload_expiry))
+    found = [*due.values_list("payload_id", flat=True)[:BATCH], *lost.values_list("pk", flat=True)[:BATCH]]
+    return sum(ending.expire_payload(pk, by="") for pk in found)
 
 
 def _seal_again() -> int:
@@ -72,40 +77,53 @@ def _publish_seal(pk: UUID) -> None:
 
 
 def _delete_orphans() -> int:
-    """Delete files without rows, of payloads that ended lately, and again a day later."""
-    now = timezone.now()
-    windows = Q()
-    for age in (datetime.timedelta(), ORPHANS_AGAIN):
-        since = now - age - datetime.timedelta(minutes=10)
-        until = now - age - datetime.timedelta(seconds=UNSEEN_SECONDS)
-        windows |= Q(transfers__ended_at__gt=since, transfers__ended_at__lte=until)
-    ended = Payload.objects.filter(windows, transfers__direction="upload", inline=None, in_place=False).distinct()
-    return sum(delete_orphans(pk) for pk in list(ended.values_list("pk", flat=True)[:BATCH]))
+    """Delete files without rows, of payloads whose upload has ended, and again a day later.
+
+    Goes through all of them in the order of their ends, from where the last sweep came to, however long ago that was.
+    """
+    return sum(_delete_orphans_since(f"orphans {age.days}", timezone.now() - age) for age in ORPHAN_AGES)
+
+
+def _delete_orphans_since(mark: str, now: datetime.datetime) -> int:
+    until = now - datetime.timedelta(seconds=UNSEEN_SECONDS)
+    since = SweepMark.objects.filter(name=mark).values_list("at", flat=True).first()
+    ended = Transfer.objects.filter(direction="upload", ended_at__lte=until)
+    ended = ended.filter(payload__inline=None, payload__in_place=False)
+    if since is not None:
+        ended = ended.filter(ended_at__gt=since)
+    found = list(ended.order_by("ended_at").values_list("payload", "ended_at")[:BATCH])
+    count, reached = 0, since
+    for payload, ended_at in found:
+        try:
+            count += delete_orphans(payload)
+        except StorageUnavailable as error:
+            logger.warning("orphans of %s and of what ended later wait: %s", payload, error)
+            break
+        reached = ended_at
+    if reached is not None and reached != since:
+        SweepMark.objects.update_or_create(name=mark, defaults={"at": reached})
+    return count
 
 
 def delete_orphans(payload: UUID) -> int:
-    """Delete the files in a payload's folder that no row names. Only while no upload of it lives."""
+    """Delete the files in a payload's folder that no row names. Only while no upload of it lives.
+
+    Raises `StorageUnavailable`.
+    """
     if Transfer.objects.filter(payload=payload, direction="upload", state=TransferState.LIVE).exists():
         return 0
     alias = conf.current().storage
-    try:
-        found = files.names(alias, payload)
-        if not found:
-            return 0
-        named = set(Segment.objects.filter(payload=payload).values_list("name", flat=True))
-        orphans = [name for name in found if name not in named]
-        for name in orphans:
-            files.delete(alias, name)
-    except StorageUnavailable as error:
-        logger.warning("orphans of %s wait: %s", payload, error)
+    found = files.names(alias, payload)
+    if not found:
         return 0
-    return len(orphans)
+    named = set(Segment.objects.filter(payload=payload).values_list("name", flat=True))
+    return sum(files.delete(alias, name) for name in found if name not in named)
 
 
 def delete_lost() -> int:
     """Delete the folders of payloads without a row: `deliver()` was killed between copying and writing its rows.
 
-    Empty ones too, which a task leaves that comes when its payload has just been deleted.
+    Not those with a file that became the site's. Empty ones too, which a task leaves that comes when its payload has just been deleted.
     Only what is a day old: rows come last, and a copy that is under way has none yet. Lists all of Storage, so that the
     sweep does it once a day.
     """
@@ -116,12 +134,15 @@ def delete_lost() -> int:
     for start in range(0, len(found), BATCH):
         batch = found[start : start + BATCH]
         known = set(Payload.objects.filter(pk__in=batch).values_list("pk", flat=True))
+        known |= set(HandedOver.objects.filter(payload__in=batch).values_list("payload", flat=True))
         count += sum(_delete_folder(alias, pk, young) for pk in batch if pk not in known)
     return count
 
 
 def _delete_folder(alias: str, payload: UUID, young: datetime.datetime) -> int:
     names = files.names(alias, payload)
+    if not all(files.is_ours(name) for name in names):
+        return 0  # the site's own, in a storage that we share
     times = [files.modified(alias, name) for name in names or [files.folder(payload)]]
     if any(time is None or time > young for time in times):
         return 0

@@ -29,7 +29,7 @@ from delivery.errors import (
     StaleLease,
     StorageUnavailable,
 )
-from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState
+from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.storage import files
 from delivery.transfers import admission, completing, ending, events, hashing, quotas, recipients, uploads
 from delivery.transfers.rows import Insert, Statement
@@ -57,9 +57,9 @@ _BEYOND = Statement(
 )
 _ADVANCE = Statement(
     Transfer,
-    "UPDATE {table} SET {position} = %s, {progressed_at} = %s, {expires_at} = %s, {worker} = %s, {waiting_for} = %s"
-    " WHERE {id} = %s",
-    *("position", "progressed_at", "expires_at", "worker", "waiting_for", "id"),
+    "UPDATE {table} SET {position} = %s, {progressed_at} = %s, {expires_at} = %s, {worker} = %s,"
+    " {waiting_for} = CASE WHEN {channel} = %s THEN %s ELSE %s END WHERE {id} = %s",
+    *("position", "progressed_at", "expires_at", "worker", "channel", "waiting_for", "waiting_for", "id"),
 )
 
 
@@ -326,7 +326,8 @@ def _advance(order: StoreOrder, position: int, beyond: list[Run], worker: str) -
     """Move the position over every segment that joins on; return it."""
     position = _joined(position, sorted([*beyond, (order.offset, order.length)]))
     now, expires = _times()
-    _ADVANCE.run(position, now, expires, worker, "", order.transfer)
+    # Its connection may have gone while the run was stored.
+    _ADVANCE.run(position, now, expires, worker, "", WaitingFor.CLIENT.value, "", order.transfer)
     return position
 
 
@@ -348,7 +349,7 @@ def _times() -> tuple[datetime.datetime, datetime.datetime]:
 def progressed(row: Transfer) -> None:
     """Note progress: the transfer expires so much later."""
     row.progressed_at, row.expires_at = _times()
-    row.waiting_for = ""
+    row.waiting_for = WaitingFor.NOTHING if row.channel else WaitingFor.CLIENT
 
 
 def _tell_position(order: StoreOrder, worker: str) -> None:

@@ -349,5 +349,6 @@ def detach(transfer: UUID, session: str, *, lease: int, close_code: int | None) 
 
 
 def waiting(transfer: UUID, lease: int, what: WaitingFor) -> None:
-    """Note what a live transfer waits for."""
-    Transfer.objects.filter(pk=transfer, lease=lease).update(waiting_for=what)
+    """Note what a live transfer waits for; one that nobody holds any more waits for its client."""
+    held = Transfer.objects.filter(pk=transfer, lease=lease, state=TransferState.LIVE).exclude(channel="")
+    held.update(waiting_for=what)

@@ -8,12 +8,15 @@ import shutil
 import time
 import uuid
 
+import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
 from django.utils import timezone
 
 from delivery import deliver
-from delivery.models import Event, Payload, Segment, Transfer
+from delivery.errors import StorageUnavailable
+from delivery.models import Event, Payload, Segment, SweepMark, Transfer
+from delivery.storage import files
 from delivery.transfers import cancel_transfer, retention
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer
@@ -88,10 +91,51 @@ async def test_files_without_rows_of_an_ended_upload_are_deleted(connect: Connec
         )
         return storages["delivery"].save(f"{done['payload']}/0-1-orphan", ContentFile(b"left behind"))
 
+    await site.run(SweepMark.objects.all().delete)
     await site.run(leave_orphan)
     assert len(site.stack.files_of(done["payload"])) == 2
     await site.run(retention.sweep)
     assert site.stack.files_of(done["payload"]) == [good]
+
+
+async def test_files_without_rows_are_found_however_long_nobody_swept(
+    connect: Connect, site: Site, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are searched for in the order in which uploads ended; where Storage is away, the next sweep goes on there."""
+    ends = [timezone.now() - age * DAY for age in (30, 5)]
+    uploads = [await (await connect(alice)).upload(DATA) for _ in ends]
+
+    def leave_orphans() -> None:
+        SweepMark.objects.all().delete()
+        for done, end in zip(uploads, ends, strict=True):
+            Transfer.objects.filter(payload=done["payload"], direction="upload").update(ended_at=end)
+            storages["delivery"].save(f"{done['payload']}/0-1-orphan", ContentFile(b"left behind"))
+
+    def orphans() -> int:
+        return sum(len(site.stack.files_of(done["payload"])) - 1 for done in uploads)
+
+    def refuse(_alias: str, _payload: uuid.UUID) -> list[str]:
+        raise StorageUnavailable("away")
+
+    await site.run(leave_orphans)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "names", refuse)
+        await site.run(retention.sweep)
+    assert orphans() == 2
+    await site.run(retention.sweep)
+    assert orphans() == 0
+
+
+async def test_folders_of_the_sites_own_in_a_shared_storage_are_left_alone(site: Site) -> None:
+    theirs = site.stack.payload_folder / str(uuid.uuid4())
+    theirs.mkdir()
+    path = theirs / "photo.jpg"
+    path.write_bytes(DATA)
+    yesterday = time.time() - 2 * DAY.total_seconds()
+    os.utime(path, (yesterday, yesterday))
+    await site.run(retention.delete_lost)
+    assert path.exists()
+    shutil.rmtree(theirs)
 
 
 async def test_files_of_a_live_upload_are_left_alone(connect: Connect, site: Site, alice: Person) -> None:

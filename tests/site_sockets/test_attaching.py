@@ -417,6 +417,23 @@ async def test_the_sites_file_outlives_its_payload(site):
     await site.run(attach)
 
 
+async def test_the_sites_file_outlives_the_row_of_its_payload(site, monkeypatch):
+    """It lies in our folder, which looks like one that `deliver()` left behind when it was killed."""
+
+    def attach() -> None:
+        from delivery.transfers import retention
+
+        scan, payload = new_scan(), deliver(MEDIUM)
+        payload.attach(scan, "beside")
+        payload.delete()
+        later = timezone.now() + datetime.timedelta(days=2)
+        monkeypatch.setattr(timezone, "now", lambda: later)
+        retention.delete_lost()
+        assert content(again(scan).beside) == MEDIUM
+
+    await site.run(attach)
+
+
 async def test_an_attached_payload_is_still_delivered(site, chat_stack):
     from delivery.client import connect
 

@@ -20,11 +20,21 @@ from django.utils import timezone
 from delivery import policy
 from delivery.buffer import bulk, clients, digests, keys
 from delivery.errors import StaleLease
-from delivery.models import Direction, Payload, PayloadState, Segment, Transfer, TransferState, Usage
+from delivery.models import (
+    ClientPosition,
+    Direction,
+    Payload,
+    PayloadState,
+    Segment,
+    Transfer,
+    TransferState,
+    Usage,
+    WaitingFor,
+)
 from delivery.policy import DefaultPolicy
 from delivery.protocol.frames import checksum
 from delivery.storage import files
-from delivery.transfers import hashing, storing, uploads
+from delivery.transfers import deliveries, hashing, inline, storing, uploads
 from delivery.transfers.storing import StoreOrder
 
 CHUNK = 4096
@@ -49,6 +59,7 @@ def upload(valkey: None, tmp_path: Path) -> Iterator[Transfer]:
             user=owner,
             key=uuid4(),
             lease=2,
+            channel="channel",
             waiting_for="worker",
             progressed_at=timezone.now(),
         )
@@ -100,6 +111,37 @@ def test_runs_are_stored_in_any_order_and_the_position_moves_over_what_joins_on(
     assert upload.expires_at is not None
     assert stored(upload) == DATA
     assert left(upload) == []
+
+
+def test_an_upload_that_nobody_holds_waits_for_its_client_although_it_moves(upload: Transfer) -> None:
+    """A store that was on its way commits after the connection has gone."""
+    Transfer.objects.update(session="session")
+    uploads.detach(upload.pk, "session", lease=upload.lease, close_code=1006)
+    storing.store(buffered(upload, 0), worker="bee")
+    uploads.waiting(upload.pk, upload.lease, WaitingFor.WORKER)  # asked before, noted after
+    upload.refresh_from_db()
+    assert (upload.position, upload.waiting_for) == (RUN, "client")
+
+
+def test_a_small_upload_that_nobody_holds_waits_for_its_client(upload: Transfer) -> None:
+    Payload.objects.update(inline=b"")
+    Transfer.objects.update(session="session")
+    uploads.detach(upload.pk, "session", lease=upload.lease, close_code=1006)
+    inline.store(upload.pk, upload.lease, 0, b"12345")
+    upload.refresh_from_db()
+    assert (upload.position, upload.waiting_for) == (5, "client")
+
+
+def test_a_delivery_waits_for_its_client_once_none_of_them_holds_it(upload: Transfer) -> None:
+    for client in ("phone", "laptop"):
+        ClientPosition.objects.create(
+            transfer=upload, client=client, channel=f"channel of {client}", updated_at=timezone.now()
+        )
+    Transfer.objects.update(waiting_for="")
+    for client, waiting_for in (("phone", ""), ("laptop", "client")):
+        deliveries.detach(upload.pk, client, f"channel of {client}", close_code=1006)
+        upload.refresh_from_db()
+        assert (upload.waiting_for, upload.last_close_code) == (waiting_for, 1006)
 
 
 def test_what_is_stored_is_hashed_behind_it(upload: Transfer) -> None:
