@@ -106,6 +106,16 @@ class Settings:
         30 * 86400.0, "Events of the admin's timeline are kept this long.", unit="seconds", low=60
     )
 
+    max_request_body: int = _option(
+        32 * MIB,
+        "Largest body of an HTTP request under delivery_web, before Django spools it to disk; above it: 413. 0: no limit.",
+        unit="bytes",
+        low=0,
+    )
+    streamed_paths: tuple[str, ...] = _option(
+        (), "Path prefixes without that limit: what serves them reads bodies as they come. A Django view does not."
+    )
+
     max_live_transfers: int = _option(
         256, "Live transfers of one connection in each direction.", unit="transfers", low=1
     )
@@ -117,7 +127,10 @@ class Settings:
         return self.seal_queue or self.queue
 
     def server_message_limit(self) -> int:
-        """Return the limit in bytes for the ASGI server: well above ours, so that our 1009 comes first."""
+        """Return the limit in bytes for the ASGI server as a whole: well above ours, so that our 1009 comes first.
+
+        Under `delivery_web` our own sockets have less, by who is logged in; under other servers it holds for all of them.
+        """
         return 4 * max(self.max_message, self.plain_max_message)
 
 
@@ -147,8 +160,9 @@ def current() -> Settings:
     options = getattr(django_settings, "DELIVERY", None) or {}
     if _cached is None or _cached[0] != options:
         known = {key.lower(): value for key, value in options.items() if key in FIELDS}
-        if known.get("allowed_origins") is not None:
-            known["allowed_origins"] = tuple(known["allowed_origins"])
+        for key in ("allowed_origins", "streamed_paths"):
+            if known.get(key) is not None:
+                known[key] = tuple(known[key])
         settings = Settings(**known)
         if "chunk_size" not in known:
             settings = dataclasses.replace(settings, chunk_size=_usual_chunk(settings))

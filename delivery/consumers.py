@@ -12,7 +12,7 @@ from uuid import UUID
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import drain, notify
+from delivery import conf, drain, notify
 from delivery.serving import login, plain, process, server, teller
 from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
@@ -63,6 +63,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._write = extensions[PIECES]["write"] if PIECES in extensions else None
         self._gives_straight = STRAIGHT in extensions
         self._incomplete_at = extensions[INCOMPLETE]["at"] if INCOMPLETE in extensions else None
+        self.limit_messages(server.FIRST_BYTES)
         self.channel_name = await process.current().hearing.open(self.dispatch)
         try:
             for number in itertools.count(1):
@@ -112,6 +113,8 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(1001, "going away")
             return
         found = await process.current().questions.login_of(request)
+        if isinstance(found, Login) and not offered:
+            self.limit_messages(conf.current().plain_max_message + server.SLACK_BYTES)
         await self.accept(SUBPROTOCOL if offered else None)
         if isinstance(found, Refusal) and (found is Refusal.WRONG or not offered):
             # Browsers cannot see an HTTP status, hence a close code (PROTOCOL section 1).
@@ -170,6 +173,9 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.base_send(message)
         except (OSError, RuntimeError) as error:  # uvicorn: OSError after loss, RuntimeError after a close
             raise ConnectionClosed from error
+
+    def limit_messages(self, size: int) -> None:
+        server.limit_messages(self.scope, size)
 
     def incomplete_at(self) -> float:
         return 0.0 if self._incomplete_at is None else self._incomplete_at()

@@ -115,6 +115,7 @@ class LargeMessageMixin:
         """Serve the socket; it is closed with 1001 when the web process drains."""
         shared = process.current()
         server.look_at(receive)
+        server.limit_messages(scope, conf.current().plain_max_message + server.SLACK_BYTES)
         self._large_arrivals = Arrivals(shared, receive)
         leaver = _Leaver(self, self._large_arrivals)
         shared.sessions.add(leaver)

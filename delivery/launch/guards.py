@@ -16,15 +16,24 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN
 
 from delivery import sockets, websocket
 from delivery.launch import reading
+from delivery.launch.bodies import BodyLimit
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
 MOST_FRAGMENTS = 16_384  # of one message: each costs 56 bytes beside its data
+
+# Until the application has accepted a socket, or as long as it asks for no more: nobody is logged in yet.
+FIRST_BYTES = 65_536  # of a message: PROTOCOL section 1
+FIRST_FRAGMENTS = 256  # of one
+FIRST_MESSAGES = 4  # that wait for the application, what tells of the connection itself among them
+
+TOO_BIG = "message too big"
 MOST_CONTROL_FRAMES = 1_000  # pings and pongs of WebSocket's own, in `CONTROL_SECONDS`
 CONTROL_SECONDS = 10.0
 FAIR_SECONDS = 0.01  # of parsing without a pause for others
@@ -51,14 +60,25 @@ PACE = "delivery.pace"
 #: not complete yet; 0.0 where no message is under way.
 INCOMPLETE = "delivery.incomplete"
 
+#: An ASGI extension: its member `set` in the scope says how many bytes the messages of this connection may have from now on.
+#: Before the application calls it or accepts the connection, it is `FIRST_BYTES`; where it never calls it, the server's limit.
+LIMIT = "delivery.limit"
+
 PING_BYTES = 256  # a ping of ours is smaller: a peer's TCP that took more since then took something else as well
 
 
 class GuardedHttp(HttpToolsProtocol):
-    """uvicorn's HTTP, with a bound on a request's head and on the time that it takes to come."""
+    """uvicorn's HTTP, with bounds on a request's head, the time that it takes to come, and its body."""
 
     _head_bytes = 0
     _late: asyncio.TimerHandle | None = None
+    _most_body: int | None = None  # bytes of the body of this request
+    _body_bytes = 0
+    _refused = False  # what still comes is read and dropped, so that the answer is not lost
+
+    def __init__(self, *args: Any, body_limit: BodyLimit | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._body_limit = body_limit or BodyLimit()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,6 +91,8 @@ class GuardedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         if self._late is not None:  # the head goes on
             self._head_bytes += len(data)
@@ -84,7 +106,50 @@ class GuardedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        if self._refused:
+            return
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:  # else it is an upgrade, which brings no body
+            self._body_bytes = 0
+            self._most_body = self._body_limit.of(self.scope["path"])
+            self._count_body(self._declared_bytes())
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        self._body_bytes += len(body)
+        if self._count_body(self._body_bytes):
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
+
+    def _declared_bytes(self) -> int:
+        """Return the length that the request says its body has, 0 where it says none; the parser has seen that it is one."""
+        return next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+
+    def _count_body(self, length: int) -> bool:
+        """Return whether a body of `length` bytes may go on to the application; else answer 413."""
+        if self._most_body is None or length <= self._most_body:
+            return True
+        self._refused = True
+        answering = self.cycle.response_started or bool(self.pipeline)  # an answer of the application is on its way out
+        self.cycle.disconnected = True  # it is told so, and what it still says goes nowhere
+        self.cycle.message_event.set()
+        if answering:
+            self.transport.abort()
+        else:
+            self._refuse_body()
+        return False
+
+    def _refuse_body(self) -> None:
+        text = f"Request body too large: at most {self._most_body} bytes."
+        head = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(text)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(f"HTTP/1.1 413 Content Too Large\r\n{head}{text}".encode("ascii"))
+        self.flow.resume_reading()
+        linger(self.loop, self.transport)
 
     def handle_websocket_upgrade(self) -> None:
         """Hand over, and let go of the parser: they hold each other, until the collector of cycles comes by."""
@@ -105,10 +170,23 @@ class GuardedHttp(HttpToolsProtocol):
             self._late = None
 
 
+def linger(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> asyncio.TimerHandle:
+    """Say that nothing more comes, and end TCP once the peer has answered that, or after 2 s.
+
+    What it still sends would be met with a reset, which takes along what it has not yet read of ours.
+    """
+    if transport.can_write_eof() and not transport.is_closing():
+        transport.write_eof()
+    return loop.call_later(CLOSE_SECONDS, transport.abort)
+
+
 class GuardedWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, with bounds on what costs memory or time without ever becoming a message."""
 
     _fragments = 0
+    _most_fragments = FIRST_FRAGMENTS
+    _limited = False  # the application has said how much it takes
+    _failed = False  # what still comes is read and dropped, so that the close is not lost
     _control_frames = 0
     _control_since = 0.0
     _take: Callable[[bytes], bool] | None = None
@@ -123,6 +201,8 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
         self.logger = self.conn.logger = CONNECTIONS
+        self._server_limit: int | None = self.conn.max_message_size
+        self.conn.max_message_size = FIRST_BYTES  # the parser reads it as each frame begins
         self.conn.debug = False  # or, where DEBUG is logged, it logs every frame and header: payloads, tokens, cookies
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,6 +211,8 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         self.conn.parser.close()  # a generator that holds its connection: both would wait for the collector of cycles
 
     def data_received(self, data: bytes) -> None:
+        if self._failed:
+            return
         self._heard_at = began = time.monotonic()
         super().data_received(data)
         if not self.handshake_initiated:
@@ -151,6 +233,48 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         if self.transport.is_reading():  # uvloop looks at the kind of protocol only as it begins to read
             self.transport.pause_reading()
             self.transport.resume_reading()
+
+    def limit(self, size: int) -> None:
+        """Take messages of at most `size` bytes from now on."""
+        self._limited = True
+        self.conn.max_message_size = size
+        self._most_fragments = FIRST_FRAGMENTS if size <= FIRST_BYTES else MOST_FRAGMENTS
+
+    def _accept_limit(self) -> None:
+        """Take what the server takes, where the application has not said otherwise."""
+        if not self._limited:
+            self.conn.max_message_size = self._server_limit
+            self._most_fragments = MOST_FRAGMENTS
+
+    def send_receive_event_to_app(self) -> None:
+        first = self.conn.max_message_size is not None and self.conn.max_message_size <= FIRST_BYTES
+        if first and self.queue.qsize() >= FIRST_MESSAGES:
+            self.frames = []  # the application ends this by those that wait: nobody may say so much yet
+        else:
+            super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """Close with what the parser says, and keep nothing of what still comes; uvicorn would end TCP at once."""
+        if self._failed:
+            return
+        self._failed, self.frames = True, []
+        writes, close = self.conn.data_to_send(), self.conn.close_sent
+        if isinstance(self.conn.parser_exc, PayloadTooBig) and not self.close_sent:
+            close = Close(1009, TOO_BIG)
+            writes = [Frame(Opcode.CLOSE, close.serialize()).serialize(mask=False)]
+        if close is not None:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.close_sent = True
+        self.transport.write(b"".join(writes))
+        self._read_on_and_drop()
+
+    def _read_on_and_drop(self) -> None:
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.read_paused = False
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        self.close_timer = linger(self.loop, self.transport)
 
     def bytes_received(self) -> None:
         """Note that bytes came, of whatever."""
@@ -235,7 +359,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def handle_cont(self, event: Frame) -> None:
         self._fragments += 1
-        if self._fragments <= MOST_FRAGMENTS:
+        if self._fragments <= self._most_fragments:
             super().handle_cont(event)
         else:
             self._fail("too many fragments")
@@ -290,7 +414,6 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         if self.conn.close_sent is None:
             self.conn.fail(1008, reason)
             self.handle_parser_exception()
-            self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
     async def send(self, message: Any) -> None:
         if message["type"] == STRAIGHT:
@@ -304,6 +427,8 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             await self._until_sendable()
             self.transport.write(websocket.head(websocket.FINAL_TEXT, len(data)) + data)
         else:
+            if message["type"] == "websocket.accept":
+                self._accept_limit()
             await super().send(message)
 
     def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
@@ -337,6 +462,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         """Serve, and then give the connection up: closing waits for ever for a peer that does not read."""
         extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment,typeddict-item,unused-ignore]
         extensions |= {PIECES: {"write": self.write}, STRAIGHT: {}, INCOMPLETE: {"at": self.incomplete_at}}
+        extensions[LIMIT] = {"set": self.limit}
         try:
             await super().run_asgi()
         finally:

@@ -7,6 +7,7 @@ uvicorn by itself closes WebSockets with 1012 on SIGTERM. Clients are to see 100
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import uvicorn
 
 from delivery.launch import guards
+from delivery.launch.bodies import BodyLimit
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,18 @@ LAST_SECONDS = GRACEFUL_SHUTDOWN_SECONDS + ANSWER_SECONDS + 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class WebOptions:
-    """Where to listen, and what to tell uvicorn. `message_limit` is in bytes."""
+    """Where to listen, and what to tell uvicorn.
+
+    `message_limit`, in bytes, is the most that any socket takes; ours take less, by who is logged in. `body_limit`: of
+    HTTP requests.
+    """
 
     host: str
     port: int
     message_limit: int
     proxy_headers: bool
     forwarded_allow_ips: str | None = None
+    body_limit: BodyLimit | None = None
 
     def config(self, application: Any) -> uvicorn.Config:
         if guards.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
@@ -50,7 +57,7 @@ class WebOptions:
             application,
             host=self.host,
             port=self.port,
-            http=guards.GuardedHttp,
+            http=functools.partial(guards.GuardedHttp, body_limit=self.body_limit),  # type: ignore[arg-type]
             ws=guards.GuardedWebSocket,  # websockets-sansio, the only one with backpressure both ways
             ws_max_size=self.message_limit,
             ws_per_message_deflate=False,

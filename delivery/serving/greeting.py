@@ -9,7 +9,7 @@ from delivery import conf, notify, policy
 from delivery.errors import BufferUnavailable, ProtocolViolation
 from delivery.protocol import messages
 from delivery.protocol.codes import CLOSE_CODES
-from delivery.serving import membership
+from delivery.serving import membership, server
 from delivery.serving.login import Login, Refusal, Request
 from delivery.transfers.holders import Holder
 
@@ -53,6 +53,7 @@ async def _login_of(session: Session, token: str | None) -> Login | Refusal:
 
 def _welcome(session: Session, holder: Holder, groups: list[str]) -> None:
     options = conf.current()
+    session.socket.limit_messages(options.max_message + server.SLACK_BYTES)
     session.connection.welcome(
         messages.Welcome(
             session=holder.session,

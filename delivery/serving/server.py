@@ -1,14 +1,29 @@
-"""The ASGI server under us: whether it takes messages as large as we announce."""
+"""The ASGI server under us: how large the messages are that it takes, of whom."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from delivery import conf
 
 logger = logging.getLogger(__name__)
 _told: set[int] = set()
+
+LIMIT = "delivery.limit"  # an ASGI extension, which `launch.guards` has
+FIRST_BYTES = 65_536  # of a message before the welcome (PROTOCOL section 1)
+SLACK_BYTES = 65_536  # above our own limits: what is a little too large we refuse ourselves
+
+
+def limit_messages(scope: Mapping[str, Any], size: int) -> None:
+    """Have the server take messages of at most `size` bytes on this connection; it refuses larger ones by their heads.
+
+    Another server than `delivery_web` has one limit for all its connections, and this changes nothing.
+    """
+    extension = (scope.get("extensions") or {}).get(LIMIT)
+    if extension is not None:
+        extension["set"](size)
 
 
 def message_limit(receive: Any) -> int | None:

@@ -34,6 +34,9 @@ class Socket(Protocol):
 
     def abandon(self) -> None: ...
 
+    def limit_messages(self, size: int) -> None:
+        """Take messages of at most `size` bytes from now on, where the server lets that be chosen."""
+
     def incomplete_at(self) -> float:
         """Return the monotonic time at which bytes of an incomplete message came last.
 

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connections
 
@@ -14,6 +15,7 @@ from delivery import conf
 from delivery.buffer import clients
 from delivery.errors import UsageError
 from delivery.launch import application, environment
+from delivery.launch.bodies import BodyLimit
 from delivery.launch.web import Server, WebOptions
 from delivery.serving import leaving
 
@@ -49,6 +51,7 @@ class Command(BaseCommand):
             message_limit=current.server_message_limit(),
             proxy_headers=proxy_headers,
             forwarded_allow_ips=forwarded_allow_ips,
+            body_limit=BodyLimit(_most_body(current), current.streamed_paths),
         )
         try:
             site = application.site_application()
@@ -83,3 +86,8 @@ class Command(BaseCommand):
 
     def _warn(self, text: str) -> None:
         self.stderr.write(self.style.WARNING(text))
+
+
+def _most_body(options: conf.Settings) -> int:
+    """Return the most bytes of a request's body, 0 for any number; never less than Django takes into memory."""
+    return options.max_request_body and max(options.max_request_body, settings.DATA_UPLOAD_MAX_MEMORY_SIZE or 0)
