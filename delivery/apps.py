@@ -12,9 +12,10 @@ class DeliveryConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from delivery import checks, drain
+        from delivery import checks, drain, escaping
         from delivery.transfers import deletion
 
+        escaping.guard_loggers(self.name)
         checks.register_all()
         drain.connect()
         deletion.connect()

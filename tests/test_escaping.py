@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
+import delivery
 from delivery.escaping import PrintableFormatter, printable, printable_lines
 
 
@@ -49,3 +51,51 @@ def test_a_log_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == r"WARNING client x\nERROR forged\x1b[1m"
     assert lines[1:3] == ["ERROR failed", "Traceback (most recent call last):"]
     assert lines[-1] == r"ValueError: of the peer\x1b[2J"
+
+
+# -- the app's own loggers ---------------------------------------------------------------------------------------------
+
+FORGED = "laptop\n2026-01-01 INFO all is well\x1b[2J"
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    """Return what a site's own, plain formatter makes of the records."""
+    return "\n".join(logging.Formatter("%(levelname)s %(message)s").format(record) for record in caplog.records)
+
+
+def test_every_logger_of_the_app_escapes_its_arguments_whatever_the_sites_formatter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package = Path(delivery.__file__).parent
+    names = {
+        ".".join(("delivery", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if "logging.getLogger(__name__)" in path.read_text()
+    }
+    assert len(names) > 20
+    for name in names:
+        caplog.clear()
+        logging.getLogger(name).warning("connection of %s: %r %d %s", FORGED, FORGED, 7, LookupError(FORGED))
+        assert len(logged(caplog).splitlines()) == 1, name
+        assert "\x1b" not in logged(caplog)
+
+
+def test_lines_of_a_traceback_look_like_no_record(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise LookupError(FORGED)
+    except LookupError:
+        logging.getLogger("delivery.serving.session").exception("connection of %s fails", FORGED)
+    first, *rest = logged(caplog).splitlines()
+    assert first.startswith("ERROR connection of laptop")
+    assert all(line.startswith("  ") for line in rest)
+    assert "\x1b" not in logged(caplog)
+
+
+def test_numbers_and_mappings_are_formatted_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("delivery.serving.process")
+    logger.warning("%d of %.1f, %05d", 3, 2.25, 7)
+    logger.warning("%(who)s", {"who": FORGED})
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 2.2, 00007",
+        r"laptop\n2026-01-01 INFO all is well\x1b[2J",
+    ]

@@ -64,7 +64,7 @@ ARROWS: dict[str, str] = {
     # processes
     "launch": "conf escaping sockets websocket not_found",
     "management": "launch buffer serving transfers drain dispatch models storage policy tokens conf __init__",
-    "apps": "checks drain signals conf models policy transfers",
+    "apps": "checks drain signals conf models policy transfers escaping",
 }
 
 # Imports against the arrows that are meant, all of them inside a function.
