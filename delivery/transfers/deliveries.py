@@ -27,7 +27,7 @@ from delivery.models import (
     Transfer,
     TransferState,
 )
-from delivery.transfers import completing, events, locks, notices
+from delivery.transfers import completing, events, locks, notices, taking
 from delivery.transfers.rows import Insert, Statement, places
 
 
@@ -240,6 +240,8 @@ def finish(batch: Sequence[Received]) -> list[None]:
         state = ClientState.DONE.value
         _POSITIONS.run([(one.transfer, one.client, state, one.size, now) for one in known])
         _SERVE.run_each([(done, now, now, one.size, "", one.transfer, live) for one in served.values()])
+        if again := {one.transfer for one in known if one.transfer not in served}:
+            taking.forget_oldest(again)
         for transfer in served:
             _note_served(transfer, found[transfer][0])
     return [None] * len(batch)
@@ -273,4 +275,5 @@ def decline(transfer: UUID, client: str) -> None:
             client=client,
             defaults={"state": ClientState.DECLINED, "updated_at": timezone.now(), "channel": ""},
         )
+        taking.forget_oldest([transfer])
     events.note("declined", transfer=transfer)

@@ -64,7 +64,7 @@ def take(batch: Sequence[Accepted]) -> list[str | Refused]:
             outcomes.append(outcome)
         _HELD.run([_values(position) for position in taken.values()])
         transfers = {transfer for transfer, _ in taken}
-        _forget_oldest(transfers)
+        forget_oldest(transfers)
         Transfer.objects.filter(pk__in=transfers).update(waiting_for="", progressed_at=now)
     for one, outcome in zip(batch, outcomes, strict=True):
         if not isinstance(outcome, Refused):
@@ -118,8 +118,8 @@ def _values(position: ClientPosition) -> tuple[object, ...]:
     )
 
 
-def _forget_oldest(transfers: Iterable[UUID]) -> None:
-    """Keep at most eight clients of each transfer."""
+def forget_oldest(transfers: Iterable[UUID]) -> None:
+    """Keep at most eight clients of each transfer, inside the caller's transaction (PROTOCOL section 2)."""
     newest: dict[UUID, int] = {}
     rows = ClientPosition.objects.filter(transfer__in=transfers).order_by("-updated_at", "-pk")
     surplus = []

@@ -60,3 +60,26 @@ def test_what_a_rolled_back_transaction_noted_is_not_written(payload: Payload) -
         transaction.set_rollback(True)
     events.write()
     assert not Event.objects.filter(payload=payload.pk).exists()
+
+
+def test_what_a_peer_repeats_for_ever_is_bounded_and_the_newest_stay(payload: Payload) -> None:
+    transfer = uuid.uuid4()
+    events.note("begun", payload=payload.pk, transfer=transfer)
+    for lease in range(250):
+        events.note("resumed", payload=payload.pk, transfer=transfer, lease=lease)
+        events.note("detached", transfer=transfer)
+        if lease % 40 == 0:
+            events.write()
+    events.write()
+    kept = Event.objects.filter(transfer=transfer).order_by("pk")
+    assert kept.count() == events.MOST_REPEATED + 1
+    assert kept[0].kind == "begun"
+    assert [one.detail["lease"] for one in kept if one.kind == "resumed"] == list(range(200, 250))
+
+
+def test_repeated_events_of_a_payload_alone_are_bounded_too(payload: Payload) -> None:
+    for _ in range(3):
+        for _ in range(events.MOST_REPEATED):
+            events.note("unsealed", payload=payload.pk)
+        events.write()
+    assert Event.objects.filter(payload=payload.pk).count() == events.MOST_REPEATED

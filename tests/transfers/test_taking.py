@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import completing
+from delivery.transfers import completing, deliveries
 from delivery.transfers.holders import Holder
 from delivery.transfers.taking import MOST_CLIENTS, Accepted, take
 
@@ -88,3 +88,13 @@ def test_the_latest_clients_of_each_are_kept(bob: User) -> None:
     kept = set(row.clients.values_list("client", flat=True))
     assert kept == {f"c{number}" for number in range(3, MOST_CLIENTS + 3)}
     assert other.clients.count() == 1
+
+
+def test_clients_that_decline_or_finish_are_forgotten_as_well(bob: User) -> None:
+    row = delivery(bob)
+    for number in range(MOST_CLIENTS + 4):
+        deliveries.decline(row.pk, f"declines-{number}")
+    assert row.clients.count() == MOST_CLIENTS
+    for number in range(MOST_CLIENTS + 4):
+        deliveries.finish([deliveries.Received(row.pk, f"finishes-{number}", 5)])
+    assert row.clients.count() == MOST_CLIENTS
