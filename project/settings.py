@@ -6,6 +6,7 @@ CELERY_BROKER_URL   default: the database after REDIS_URL's
 DATABASE_URL   default: SQLite in DELIVERY_VAR
 SECRET_KEY     default: one that the first start makes and keeps in DELIVERY_VAR (mode 600)
 DEBUG, ALLOWED_HOSTS, CSRF_TRUSTED_ORIGINS   1 or empty; comma-separated; comma-separated
+TLS_PROXY      1 where the only way in is a proxy that ends TLS and sets X-Forwarded-Proto; else empty
 """
 
 import os
@@ -33,6 +34,9 @@ SECRET_KEY = os.environ.get("SECRET_KEY") or kept_secret(DELIVERY_VAR / "secret_
 DEBUG = os.environ.get("DEBUG", "") not in ("", "0")
 ALLOWED_HOSTS = _words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = _words("CSRF_TRUSTED_ORIGINS")
+if os.environ.get("TLS_PROXY", "") not in ("", "0"):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 
 INSTALLED_APPS = [
     "django.contrib.admin",
