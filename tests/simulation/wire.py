@@ -20,10 +20,20 @@ QUEUED = 6  # messages that fit on the way before the sender of them has to wait
 
 
 class Lane:
-    """One direction of a connection. `deliver` is called at the other end; `stuck`: nothing arrives, for now."""
+    """One direction of a connection. `deliver` is called at the other end; `stuck`: nothing arrives, for now.
 
-    def __init__(self, chance: random.Random, delay: Callable[[], float], deliver: Callable[[Any], None]) -> None:
+    `passes`: says of each message whether it arrives; one that does not is swallowed without a word.
+    """
+
+    def __init__(
+        self,
+        chance: random.Random,
+        delay: Callable[[], float],
+        passes: Callable[[Any], bool],
+        deliver: Callable[[Any], None],
+    ) -> None:
         self.stuck = False
+        self._passes = passes
         self.closed = False
         self._chance = chance
         self._delay = delay
@@ -60,7 +70,7 @@ class Lane:
         message = self._waiting.popleft()
         if len(self._waiting) < QUEUED:
             self._room.set()
-        if not self.closed:
+        if not self.closed and self._passes(message):
             self._deliver(message)
         self._go()
 
@@ -75,12 +85,12 @@ EMPTY: Any = None
 class Wire:
     """One connection: the client's end is used by `delivery.client.link`, the server's by the consumer."""
 
-    def __init__(self, chance: random.Random, delay: Callable[[], float]) -> None:
+    def __init__(self, chance: random.Random, delay: Callable[[], float], passes: Callable[[Any], bool]) -> None:
         self.client = ClientEnd(self)
         self.to_server: asyncio.Queue[Any] = asyncio.Queue()
         self.gone = False
-        self.up = Lane(chance, delay, self.to_server.put_nowait)
-        self.down = Lane(chance, delay, self.client.arrive)
+        self.up = Lane(chance, delay, passes, self.to_server.put_nowait)
+        self.down = Lane(chance, delay, passes, self.client.arrive)
 
     def cut(self, *, server_notices: bool = True) -> None:
         """Lose the connection. Where only the client notices, the server's end goes on with what arrives late."""

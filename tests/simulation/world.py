@@ -49,6 +49,8 @@ class World:
         self.chance = chance
         self.pace = chance.choice((0.01, 0.05, 0.15))  # mean seconds that one message takes
         self.work = chance.choice((0.01, 0.1, 0.5))  # mean seconds that each half of a task takes
+        self.most_message: int | None = None  # bytes that a proxy lets through
+        self.swallowed = 0
         self.trouble = 1.0  # how likely what may be lost is lost: 0 once all is healed
         self.redis = Store(loop.time, chance, self.wake)
         self.client, self.aclient = RedisClient(self.redis), AsyncClient(self.redis)
@@ -96,6 +98,12 @@ class World:
                 if not one.gone:
                     self.later(self.delay(), one.cut)
 
+    def passes(self, message: Any) -> bool:
+        """Return whether a message arrives: a proxy between may swallow large ones."""
+        large = not isinstance(message, str | Close) and len(message) > (self.most_message or len(message))
+        self.swallowed += large
+        return not large
+
     async def dial(self, url: str, token: str | None, *, closing: asyncio.Event) -> Any:
         """Stand where `delivery.client.dialing.dial` would."""
         await asyncio.sleep(self.delay())
@@ -104,7 +112,7 @@ class World:
             return None
         if web is None:
             raise NotNow("connection refused")
-        found = Wire(self.chance, self.delay)
+        found = Wire(self.chance, self.delay, self.passes)
         self.wires.append(found)
         self._channels += 1
         web.proc.start(self.loop, web.serve(found, token, f"channel{self._channels}"))
