@@ -13,6 +13,8 @@ import struct
 import time
 from dataclasses import dataclass, field, replace
 
+from faults.swallower import Swallower
+
 BLOCK_BYTES = 65_536
 SOCKET_BUFFER_BYTES = 131_072
 READ_SECONDS = 0.2  # in which a peer reads what has come before its connection is reset
@@ -25,7 +27,8 @@ class Weather:
     """What the network is like now; changes act at once, on every connection but those that are stuck.
 
     `rate`: bytes per second each way. `slice_bytes`: at most so much at a time. `delay`: seconds each way. `life`:
-    seconds after which a connection is cut. `refusing`: new connections are refused.
+    seconds after which a connection is cut. `refusing`: new connections are refused. `most_message`: bytes of the largest
+    message that passes, on connections that are opened from now on; larger ones are swallowed without a word.
     """
 
     rate: float = 0.0
@@ -33,6 +36,7 @@ class Weather:
     delay: float = 0.0
     life: float = 0.0
     refusing: bool = False
+    most_message: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Network:
         self.connections: list[Connection] = []
         self.first_cut: Cut | None = None  # for the next connection, from its first frame on
         self.cuts_at_frames = 0
+        self.swallowed = 0  # messages
         self.bytes_up = 0
         self.bytes_down = 0
         self._server_port = server_port
@@ -233,12 +238,17 @@ class Network:
         self, connection: Connection, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         frames = Frames()
+        most = self.weather.most_message
+        swallower = None if most is None else Swallower(most)
         with contextlib.suppress(OSError):
             while block := await reader.read(self.weather.slice_bytes):
                 block, cut = self._up_to_cut(connection, direction, frames, block)
                 if direction in connection.stuck:
                     await connection.flow.wait()
                 await self._travel(direction, len(block))
+                if swallower is not None:
+                    before, block = swallower.swallowed, swallower.passed(block)
+                    self.swallowed += swallower.swallowed - before
                 writer.write(block)
                 await writer.drain()
                 if cut:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from delivery.client import connect
+from delivery.client.ceiling import Ceilings
 from delivery.client.client import Client
 from delivery.errors import DeliveryError
 from faults.network import Network
@@ -113,7 +114,8 @@ class Party:
         self.folder = folder
         self.moves: list[Move] = []
         self.watch = Watch(name)
-        self.client: Client = connect(network.url, person.token, observer=self.watch, **options)
+        ceilings = Ceilings(folder / ".ceilings.json")  # ports come again in other trials
+        self.client: Client = connect(network.url, person.token, observer=self.watch, ceilings=ceilings, **options)
         self.expected: dict[str, Move] = {}  # deliveries by name
         self.reading = True
         self._tasks: set[asyncio.Task[None]] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from faults import loss
 from faults.cells import cell
@@ -154,3 +155,38 @@ async def short_lives(trial: Trial) -> None:
         party.network.cut()
     trial.broken()
     trial.healed()
+
+
+SLOW_RATE = 3_000.0  # bytes a second
+SLOW_BYTES = 180 * KIB  # one chunk each, of a minute: more than the 50 s after which a silent peer is dropped
+
+
+@cell("network: 3 kB/s", deadline=240, most_recovery=150)
+async def very_slow(trial: Trial) -> None:
+    """Nobody is dropped while bytes of a chunk trickle in, whichever way."""
+    await trial.begin(big=SLOW_BYTES, before=SLOW_BYTES, edge=1, rate=SLOW_RATE, recipients=1)
+    for party in trial.parties:
+        party.network.weather.slice_bytes = 256
+    trial.healed()
+    await every(trial.moves, seconds=trial.deadline)
+    for party in trial.parties:
+        trial.check(not party.watch.closes, f"{party.name}: closed with {dict(party.watch.closes)}")
+
+
+SWALLOWED_ABOVE = 32 * KIB
+SWALLOWED_SECONDS = 60.0  # in which 6 MiB pass each way
+
+
+@cell("network: a proxy that swallows messages above 32 KiB", deadline=120, most_recovery=60)
+async def swallowing(trial: Trial) -> None:
+    await trial.begin(big=6 * MIB, before=6 * MIB, edge=64 * KIB)
+    for party in trial.parties:
+        party.network.weather.most_message = SWALLOWED_ABOVE
+        party.network.cut()
+    began = time.monotonic()
+    trial.broken()
+    trial.healed()
+    left = await every(trial.moves, seconds=trial.deadline)
+    trial.note(f"{time.monotonic() - began:.0f} s")
+    trial.check(bool(left) or time.monotonic() - began < SWALLOWED_SECONDS, "6 MiB each way took longer than 60 s")
+    trial.check(any(party.network.swallowed for party in trial.parties), "nothing was swallowed")
