@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 from asgiref.sync import sync_to_async
 from django.core.files.base import File
-from django.db import connection, connections, models, transaction
+from django.db import connections, models
 from django.db.models.fields.files import FieldFile
 
 from delivery import conf, dispatch, policy
@@ -27,7 +27,7 @@ from delivery.errors import BufferUnavailable, UsageError
 from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
-from delivery.transfers import completing, events, names
+from delivery.transfers import completing, database, events, names
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class _Copy:
 
 
 def _delete_all(payload: UUID, segments: list[Segment]) -> None:
-    if not connection.errors_occurred:  # else it is lost, perhaps at COMMIT: then their rows may be there
+    if not database.connection().errors_occurred:  # else it is lost, perhaps at COMMIT: then their rows may be there
         for segment in segments:
             files.delete(segment.storage, segment.name)
         for alias in {segment.storage for segment in segments}:
@@ -232,7 +232,7 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
     copied = _Copy(row.id, pieces)
     try:
         copied.run()
-        if copied.size > WARN_BYTES and connection.in_atomic_block:
+        if copied.size > WARN_BYTES and database.connection().in_atomic_block:
             warnings.warn(
                 f"deliver() copied {copied.size} bytes inside a transaction, which held its locks meanwhile",
                 stacklevel=3,
@@ -247,14 +247,14 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
 
 def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha256: str) -> None:
     users = Recipients().of(addresses)  # the policy is asked before anything is locked
-    with transaction.atomic():
+    with database.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, segments)
         completing.complete_locked(row, sha256, users)
         if segments:
-            transaction.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
+            database.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete
-    transaction.on_commit(events.write)  # of the site's own transaction too: it may be rolled back
+    database.on_commit(events.write)  # of the site's own transaction too: it may be rolled back
 
 
 class _Guard:
@@ -308,10 +308,10 @@ def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) 
         file_size=size,
         file_modified_at=modified,
     )
-    with transaction.atomic():
+    with database.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, [segment])
-        transaction.on_commit(lambda: _seal(row.id))
+        database.on_commit(lambda: _seal(row.id))
     return row
 
 

@@ -210,3 +210,8 @@ def test_clients_import_without_django(module):
     program = f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport {module}\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_module_begins_transactions_so_that_each_names_its_database() -> None:
+    found = {str(one.file.relative_to(PACKAGE)) for one in all_imports() if one.name == "django.db.transaction"}
+    assert found <= {"transfers/database.py"}, "use delivery.transfers.database"

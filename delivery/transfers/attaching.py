@@ -11,7 +11,7 @@ from typing import Any
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, SuspiciousFileOperation
 from django.core.files.storage import Storage
-from django.db import models, transaction
+from django.db import models
 from django.utils import timezone
 
 from delivery import conf, dispatch
@@ -19,7 +19,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StoredFileMissing
 from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import ending, events, locks, missing_files
+from delivery.transfers import database, ending, events, locks, missing_files
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def attach(payload: Payload, instance: models.Model, field: str) -> None:
     target = Target(type(instance), str(instance.pk), _field_of(type(instance), field))
     if instance._state.adding:
         raise UsageError("save the instance before a payload is attached to it")
-    with transaction.atomic():
+    with database.atomic_with(target.model):
         locked = locks.lock(Payload.objects.filter(pk=payload.pk)).get()
         locks.hold(target.instance())
         if locked.state != PayloadState.COMPLETE:
@@ -141,7 +141,7 @@ def _order(payload: Payload, target: Target) -> None:
         field=target.column.name,
         due_at=timezone.now() + datetime.timedelta(seconds=RETRY_SECONDS),
     )
-    transaction.on_commit(lambda: _publish(row.pk))
+    database.on_commit(lambda: _publish(row.pk))
 
 
 def _publish(pk: int) -> None:
@@ -241,7 +241,7 @@ def _give_up(row: Attachment) -> None:
     """The object is gone: the payload's time runs as if it had never been attached."""
     payload = row.payload
     lifetime = payload.lifetime or datetime.timedelta(seconds=conf.current().payload_expiry)
-    with transaction.atomic():
+    with database.atomic():
         locks.hold(Payload.objects.filter(pk=payload.pk))
         row.delete()
         mine = Payload.objects.filter(pk=payload.pk, state=PayloadState.COMPLETE, in_place=False)
@@ -258,7 +258,7 @@ def _point(row: Attachment, target: Target, stored: str) -> None:
     settled = False
     try:
         modified = _modified(target.column.storage, stored)
-        with transaction.atomic():
+        with database.atomic_with(target.model):
             payload = locks.lock(Payload.objects.filter(pk=row.payload_id)).get()
             instance = locks.lock(target.instance()).first()
             # Else another task was faster, or a later call gave it up.
@@ -293,7 +293,7 @@ def _replace_segments(payload: Payload, alias: str | None, stored: str, modified
         file_modified_at=modified,
     )
     Payload.objects.filter(pk=payload.pk).update(in_place=True, inline=None)
-    transaction.on_commit(lambda: _delete_ours(payload, old))
+    database.on_commit(lambda: _delete_ours(payload, old))
 
 
 def _delete_ours(payload: Payload, old: list[Segment]) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
-from django.db import transaction
 from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Address, Direction, Event, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import ending, events, locks, notices, quotas, recipients
+from delivery.transfers import database, ending, events, locks, notices, quotas, recipients
 from delivery.transfers.rows import Statement
 
 _COMPLETE = Statement(
@@ -38,7 +37,7 @@ def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> boo
     `PolicyUnavailable` where its recipients can't be asked for.
     """
     users = recipients.of_payload(payload_id)
-    with transaction.atomic():
+    with database.atomic():
         unfinished = (PayloadState.STORING, PayloadState.SEALING)
         rows = locks.lock(Payload.objects.filter(pk=payload_id, state__in=unfinished))
         payload = (rows if sealer is None else rows.filter(sealer=sealer)).first()
@@ -74,7 +73,7 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
         notices.add("payload_stored", payload)
     create_for_users(payload, users)
     events.note("complete", payload=payload.id, size=payload.size)
-    transaction.on_commit(lambda: _announce(payload, told))
+    database.on_commit(lambda: _announce(payload, told))
 
 
 def _deliver_again(payload: Payload) -> set[str]:

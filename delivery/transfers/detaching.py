@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db import DatabaseError, router, transaction
+from django.db import DatabaseError
 
 from delivery.models import Transfer
-from delivery.transfers import deliveries, locks, uploads
+from delivery.transfers import database, deliveries, locks, uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def note_all(batch: Sequence[Detached]) -> list[Exception | None]:
     Returns None for each, or why it could not be noted.
     """
     try:
-        with transaction.atomic(using=router.db_for_write(Transfer)):
+        with database.atomic():
             locks.hold(Transfer.objects.filter(pk__in={one.transfer for one in batch}))
             for one in batch:
                 one.note()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from delivery import notify
 from delivery.models import Direction, MissingFile, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files, payloads
-from delivery.transfers import events, locks, notices, quotas
+from delivery.transfers import database, events, locks, notices, quotas
 
 OVER = (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
 
@@ -45,7 +44,7 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
         return False
     if row.direction == Direction.UPLOAD:
         return cancel_payload(row.payload_id, by=by)
-    with transaction.atomic():
+    with database.atomic():
         live = Transfer.objects.filter(pk=transfer_id, state=TransferState.LIVE)
         if not _end_transfers(live, TransferState.CANCELLED, "cancelled"):
             return False
@@ -54,7 +53,7 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
 
 
 def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, keep_files: bool = False) -> bool:
-    with transaction.atomic():
+    with database.atomic():
         payload = locks.lock(Payload.objects.filter(pk=payload_id)).first()
         if payload is None:
             return False
@@ -70,7 +69,7 @@ def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, k
             quotas.ended(payload, live=live)
         if before == PayloadState.COMPLETE and state == PayloadState.EXPIRED:
             notices.add("payload_expired", payload)
-        transaction.on_commit(lambda: _free(payload, segments, code))
+        database.on_commit(lambda: _free(payload, segments, code))
     events.note(state.value, payload=payload_id, by=by, code=code)
     return True
 
@@ -106,7 +105,7 @@ def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) ->
     count = Transfer.objects.filter(pk__in=[row.pk for row in ended]).update(
         state=state, failure=code, ended_at=now, client="", session="", channel="", waiting_for=""
     )
-    transaction.on_commit(lambda: _tell(held, code))
+    database.on_commit(lambda: _tell(held, code))
     return count
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
 from django.db.models import QuerySet
 
 from delivery.models import Direction, Payload, Transfer, TransferState, Usage
-from delivery.transfers import ending, locks
+from delivery.transfers import database, ending, locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ def forget(user: Any, *, everything: bool) -> Forgotten:
     `everything`: delete the rows of all that they sent to others as well, delivered or not, and of their deliveries.
     What is kept for the site itself, or attached to a model, stays, without an owner once the user is gone.
     """
-    with transaction.atomic():
+    with database.atomic():
         cancelled = {*_undelivered(user), *_only_for(user)}
         theirs = _sent_by(user).values_list("pk", flat=True) if everything else ()
         held = locks.hold_payloads({*cancelled, *theirs})

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
-
 from delivery.models import Payload, PayloadState
-from delivery.transfers import completing, ending, uploads
+from delivery.transfers import completing, database, ending, uploads
 from delivery.transfers.storing import progressed
 from delivery.transfers.uploads import Finished
 
 
 def store(transfer: UUID, lease: int, offset: int, data: bytes) -> int:
     """Store bytes from `offset` on in the payload's row; return the new position in bytes. Raises `StaleLease`."""
-    with transaction.atomic():
+    with database.atomic():
         row = uploads.locked_under(transfer, lease)
         Payload.objects.filter(pk=row.payload_id).update(inline=bytes(row.payload.inline or b"")[:offset] + data)
         row.position = offset + len(data)
@@ -34,7 +32,7 @@ def complete(
     `users`: the primary keys of its recipients. `expected`: the digests that the sender gave. Returns None where what is stored has another one: the payload has
     failed. Raises `StaleLease`.
     """
-    with transaction.atomic():
+    with database.atomic():
         payload = uploads.locked_under(transfer, lease).payload
         payload.inline = bytes(payload.inline or b"")[:offset] + data
         payload.size = len(payload.inline)

@@ -13,7 +13,6 @@ import datetime
 import logging
 from uuid import UUID
 
-from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -21,7 +20,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable, StoredFileMissing
 from delivery.models import MissingFile, Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import ending, events, locks, quotas
+from delivery.transfers import database, ending, events, locks, quotas
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ WANTED_STATES = (PayloadState.COMPLETE, PayloadState.SEALING)
 def seen(payload_id: UUID) -> None:
     """Note that a stored file of a payload was not there when it was wanted; try again where that is due."""
     now = timezone.now()
-    with transaction.atomic():
+    with database.atomic():
         if not locks.lock(Payload.objects.filter(pk=payload_id, state__in=WANTED_STATES)).exists():
             return
         row, created = MissingFile.objects.get_or_create(
@@ -146,7 +145,7 @@ def revive(payload_id: UUID, *, by: str) -> bool:
         return False
     if (segment := first_missing(payload_id)) is not None:
         raise StorageUnavailable(f"the file {segment.name} of storage {segment.storage!r} is still missing")
-    with transaction.atomic():
+    with database.atomic():
         payload = locks.lock(Payload.objects.filter(pk=payload_id, state=PayloadState.FAILED)).first()
         if payload is None or not MissingFile.objects.filter(pk=payload_id).delete()[0]:
             return False
@@ -157,7 +156,7 @@ def revive(payload_id: UUID, *, by: str) -> bool:
             _remember_times(payload)
         quotas.revived(payload)
         events.note("revived", payload=payload_id, by=by)
-        transaction.on_commit(lambda: _seal(payload_id))
+        database.on_commit(lambda: _seal(payload_id))
     return True
 
 

@@ -11,14 +11,13 @@ import logging
 from typing import Any
 
 from asgiref.sync import async_to_sync
-from django.db import transaction
 from django.utils import timezone
 
 from delivery import dispatch
 from delivery.errors import BufferUnavailable
 from delivery.models import Notice, Payload, Transfer
 from delivery.signals import BY_NAME
-from delivery.transfers import locks
+from delivery.transfers import database, locks
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def add(signal: str, payload: Payload, transfer: Transfer | None = None) -> None
     if not wanted(signal):
         return
     notice = Notice.objects.create(signal=signal, payload=payload, transfer=transfer, due_at=timezone.now())
-    transaction.on_commit(lambda: _publish(notice.pk))
+    database.on_commit(lambda: _publish(notice.pk))
 
 
 def _publish(pk: int) -> None:
@@ -76,7 +75,7 @@ def _handlers(signal: str) -> list[tuple[str, Any]]:
 def _handle(pk: int, name: str, handler: Any) -> bool:
     """Run one handler, its effects and its mark in one transaction; return whether it is through."""
     try:
-        with transaction.atomic():
+        with database.atomic():
             notice = locks.lock(Notice.objects.filter(pk=pk)).first()
             if notice is None or name in notice.handled:
                 return True
@@ -97,7 +96,7 @@ def _handle(pk: int, name: str, handler: Any) -> bool:
 
 
 def _postpone(pk: int, error: Exception) -> None:
-    with transaction.atomic():
+    with database.atomic():
         notice = locks.lock(Notice.objects.filter(pk=pk)).first()
         if notice is None:
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from django.db import transaction
 from django.db.models import Count, F, Q, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -17,7 +16,7 @@ from delivery import conf
 from delivery.errors import Refused
 from delivery.models import Payload, PayloadState, Usage
 from delivery.policy import Quota
-from delivery.transfers import locks
+from delivery.transfers import database, locks
 from delivery.transfers.rows import Statement
 
 COUNT_AGAIN = datetime.timedelta(hours=1)
@@ -108,7 +107,7 @@ def count_again(limit: int = 100) -> int:
 
 
 def _count(user: Any) -> None:
-    with transaction.atomic():
+    with database.atomic():
         # Locked against offers: they change this row in the transaction that makes the payload.
         usage = locks.lock(Usage.objects.filter(pk=user)).first()
         if usage is None:

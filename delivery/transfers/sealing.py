@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -25,7 +24,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import completing, ending, events, hashing, missing_files, recipients, uploads
+from delivery.transfers import completing, database, ending, events, hashing, missing_files, recipients, uploads
 from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def begin(transfer: UUID, lease: int, size: int, sha256: str | None) -> None:
     Raises `StaleLease`, `IntegrityError` where rows do not hold `size` bytes, `Refused` where the size is learned now and
     is more than its owner may have.
     """
-    with transaction.atomic():
+    with database.atomic():
         row = uploads.locked_under(transfer, lease)
         if row.position != size:
             raise IntegrityError(f"{row.position} bytes are stored, expected {size}")

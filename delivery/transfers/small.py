@@ -15,14 +15,14 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 from django.utils import timezone
 
 from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, deliveries, events, names, notices, quotas
+from delivery.transfers import admission, database, deliveries, events, names, notices, quotas
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
@@ -108,7 +108,7 @@ class Taken:
 def take(batch: Sequence[SmallOffer]) -> Taken:
     """Store and complete all offers of a batch in one transaction. The policy was asked before; no site code runs here."""
     try:
-        with transaction.atomic():
+        with database.atomic():
             rows = _rows(batch)
             arrivals = _insert([row for row in rows if row is not None])
     except IntegrityError:  # an offer of the same transfer came by another process in this moment

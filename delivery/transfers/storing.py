@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import transaction
 from django.utils import timezone
 
 from delivery import conf, dispatch, notify
@@ -31,7 +30,7 @@ from delivery.errors import (
 )
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.storage import files
-from delivery.transfers import admission, completing, ending, events, hashing, quotas, recipients, uploads
+from delivery.transfers import admission, completing, database, ending, events, hashing, quotas, recipients, uploads
 from delivery.transfers.rows import Insert, Statement
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _commit(order: StoreOrder, name: str, worker: str, following: Following | No
     alias, completed, settled, position = conf.current().storage, False, False, 0
     ending_now = _ending(order, alias, name) if order.completes else None
     try:
-        with transaction.atomic():
+        with database.atomic():
             locked = uploads.lock_under(order.payload, order.transfer, order.lease)
             beyond = _room(order, locked.position)
             _INSERT.run([(order.payload, alias, name, order.offset, order.length)])

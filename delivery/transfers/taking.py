@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db import transaction
 from django.utils import timezone
 
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, PayloadState, Transfer, TransferState
-from delivery.transfers import events, locks
+from delivery.transfers import database, events, locks
 from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Insert
 
@@ -52,7 +51,7 @@ def take(batch: Sequence[Accepted]) -> list[str | Refused]:
     cannot have it: the delivery is over, or a newer connection of the client holds it.
     """
     now = timezone.now()
-    with transaction.atomic():
+    with database.atomic():
         rows = _rows({one.transfer for one in batch})
         held = _positions(batch)
         outcomes: list[str | Refused] = []

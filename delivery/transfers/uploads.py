@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 from django.utils import timezone
 
 from delivery import conf, dispatch
@@ -19,7 +19,7 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import admission, events, locks, names, quotas
+from delivery.transfers import admission, database, events, locks, names, quotas
 from delivery.transfers.admission import Admission
 from delivery.transfers.holders import Holder
 from delivery.transfers.rows import Statement
@@ -108,7 +108,7 @@ def open_upload(
     key = UUID(offer.transfer)
     for _ in range(3):
         try:
-            with transaction.atomic():
+            with database.atomic():
                 row = _locked(user, key)
                 if row is None:
                     return _begin(user, holder, offer, admitted, workers=workers)
@@ -262,7 +262,7 @@ def _drop_beyond_gap(row: Transfer) -> None:
     Segment.objects.filter(pk__in=[segment.pk for segment in stray]).delete()
     if row.payload.size is None:  # they were charged as they came, and will be again
         quotas.grow(row.payload, quotas.MOST_BYTES, -sum(segment.length for segment in stray))
-    transaction.on_commit(lambda: payloads.delete_files(stray))
+    database.on_commit(lambda: payloads.delete_files(stray))
 
 
 def _opened(row: Transfer, payload: Payload, displaced: str, *, hold: bool) -> Opened:
@@ -325,7 +325,7 @@ def rewind(transfer: UUID, lease: int) -> tuple[int, int]:
 
     Raises `StaleLease`.
     """
-    with transaction.atomic():
+    with database.atomic():
         row = locked_under(transfer, lease)
         _drop_beyond_gap(row)
         row.lease += 1

@@ -18,15 +18,18 @@ QUEUE = "bulk"
 
 
 class HostRig(Rig):
-    """The state and the processes of `hostsite`. `queue`: what its `DELIVERY["QUEUE"]` is, empty for the default."""
+    """The state and the processes of `hostsite`.
 
-    def __init__(self, var: Path, template: Path, *, queue: str = "") -> None:
+    `queue`: what its `DELIVERY["QUEUE"]` is, empty for the default. `settings`: its module of settings.
+    """
+
+    def __init__(self, var: Path, template: Path, *, queue: str = "", settings: str = "hostsite.settings") -> None:
         self.notes = var.parent / f"{var.name}-notes"
         self.notes.mkdir()
         super().__init__(
             var,
             template,
-            DJANGO_SETTINGS_MODULE="hostsite.settings",
+            DJANGO_SETTINGS_MODULE=settings,
             PYTHONPATH=f"{HERE}:{HERE.parent.parent}",
             CONF_FOLDER=str(self.notes),
             HOST_DELIVERY_QUEUE=queue,
