@@ -45,7 +45,9 @@ class Settings:
     seal_queue: str | None = _option(None, "Celery queue of the long sealing task; None is the same as QUEUE.")
     policy: str = _option("delivery.policy.DefaultPolicy", "Dotted path of the class that says who may do what.")
     allowed_origins: tuple[str, ...] | None = _option(
-        None, "Origins of browsers that may connect, such as https://example.org; None derives them from ALLOWED_HOSTS."
+        None,
+        "Origins of browsers that may connect, such as https://example.org; None: the site's own, by scheme, host and port, and "
+        "CSRF_TRUSTED_ORIGINS.",
     )
 
     max_message: int = _option(

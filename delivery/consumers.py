@@ -13,7 +13,7 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import conf, drain, notify
-from delivery.serving import login, plain, process, server, teller
+from delivery.serving import origin, plain, process, server, teller
 from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
 from delivery.serving.session import Session
@@ -105,7 +105,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         request = Request.of(self.scope)
         offered = self.scope.get("subprotocols", [])
-        if not login.origin_allowed(request) or (offered and SUBPROTOCOL not in offered):
+        if not origin.allowed(self.scope) or (offered and SUBPROTOCOL not in offered):
             await self.close()  # before accepting: HTTP 403
             return
         if process.current().draining:  # the connection was there before its listener was closed

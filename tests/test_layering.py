@@ -49,7 +49,7 @@ ARROWS: dict[str, str] = {
     "tasks": "transfers dispatch drain conf",
     "drain": "conf notify buffer dispatch",
     # the Channels driver: `serving` holds what `consumers` and `mixins` share
-    "serving": "protocol transfers drain notify conf buffer dispatch models policy tokens",
+    "serving": "escaping protocol transfers drain notify conf buffer dispatch models policy tokens",
     "consumers": "serving protocol transfers drain notify conf",
     "mixins": "serving site protocol models conf",
     "routing": "consumers not_found",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import OriginValidator
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.handlers.asgi import ASGIHandler
@@ -40,11 +41,16 @@ def _routes(application: Any) -> dict[str, Any]:
 
 
 def notices(application: Any) -> Iterator[str]:
-    """Say what a page would lack. In production, where DEBUG is off, a proxy or a middleware serves static files."""
+    """Say what a page or a client would lack. Where DEBUG is off, a proxy or a middleware serves static files."""
     http = _routes(application).get("http")
     bare = isinstance(http, ASGIHandler) and not isinstance(http, ASGIStaticFilesHandler)
     if settings.DEBUG and bare and "django.contrib.staticfiles" in settings.INSTALLED_APPS:
         yield f"Nobody serves static files, the admin's style sheets among them. In asgi.py: {ROUTES}"
+    if isinstance(_routes(application).get("websocket"), OriginValidator):
+        yield (
+            "Channels' OriginValidator stands before the whole site: it refuses every client that is no browser, the command line "
+            "among them. delivery checks Origins itself: in asgi.py, route its path past the validator."
+        )
 
 
 def served(application: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Who is at the other end: Origin, session, token (PROTOCOL section 1)."""
+"""Who is at the other end: session, token (PROTOCOL section 1). `origin` says which pages may connect."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, InterfaceError, OperationalError
-from django.http.request import validate_host
 
-from delivery import conf, policy, tokens
+from delivery import policy, tokens
 from delivery.protocol.codes import CLOSE_CODES
-from delivery.serving import sessions
+from delivery.serving import origin, sessions
 from delivery.tokens import Claim
 
 logger = logging.getLogger(__name__)
@@ -49,8 +47,6 @@ class Request:
     """What an opening handshake says about its sender."""
 
     origin: str | None
-    host: str
-    secure: bool
     bearer: str | None
     session: str | None
 
@@ -66,7 +62,7 @@ class Request:
     @classmethod
     def with_token(cls, token: str) -> Request:
         """Return what a client asks whose token came in its hello."""
-        return cls(origin=None, host="", secure=False, bearer=token, session=None)
+        return cls(origin=None, bearer=token, session=None)
 
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Request:
@@ -74,9 +70,7 @@ class Request:
         headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
         scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return cls(
-            origin=headers[b"origin"].decode("latin-1") if b"origin" in headers else None,
-            host=headers.get(b"host", b"").decode("latin-1"),
-            secure=scope.get("scheme") == "wss",
+            origin=origin.origin_of(scope),
             bearer=credentials.strip() if scheme.lower() == "bearer" else None,
             session=_session_key(headers.get(b"cookie", b"").decode("latin-1")),
         )
@@ -89,27 +83,6 @@ def _session_key(header: str) -> str | None:
         return None
     # A quoted value may hold any character. No key has a NUL, over which PostgreSQL raises.
     return cookie.value if cookie and "\0" not in cookie.value else None
-
-
-def origin_allowed(request: Request) -> bool:
-    """Return whether a browser of this Origin may connect; a client that sends none is no browser."""
-    if request.origin is None:
-        return True
-    allowed = conf.current().allowed_origins
-    try:
-        parts = urlsplit(request.origin)
-    except ValueError:  # "http://[": no address that any browser sends
-        return False
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return False
-    if allowed is not None:
-        return request.origin.lower() in {origin.lower() for origin in allowed}
-    hosts = settings.ALLOWED_HOSTS or (["localhost", "127.0.0.1", "[::1]"] if settings.DEBUG else [])
-    if hosts == ["*"]:
-        # Every host is ours, so only a page of the very host that is asked may connect.
-        return parts.netloc.lower() == request.host.lower()
-    hostname = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return validate_host(hostname, hosts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ from tests.stack import Person, Site, Stack
         "https://localhost.evil.example",
         "file://",
         "http://localhost@evil.example",
+        "http://127.0.0.1",
+        "http://127.0.0.1:1",
+        "https://127.0.0.1",
         "",
     ],
 )
@@ -32,6 +35,14 @@ async def test_a_foreign_origin_gets_403(shipped: Stack, alice: Person, origin: 
         async with Peer.open(shipped.ws_url, token=alice.token, headers={"Origin": origin}):
             pass
     assert refused.value.response.status_code == 403
+
+
+async def test_an_origin_with_a_user_or_a_bad_port_gets_403(shipped: Stack, alice: Person) -> None:
+    for origin in (f"http://evil@127.0.0.1:{shipped.port}", f"http://127.0.0.1:{shipped.port}x"):
+        with pytest.raises(InvalidStatus) as refused:
+            async with Peer.open(shipped.ws_url, token=alice.token, headers={"Origin": origin}):
+                pass
+        assert refused.value.response.status_code == 403
 
 
 async def test_an_allowed_origin_gets_in(shipped: Stack, alice: Person) -> None:

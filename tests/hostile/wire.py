@@ -73,7 +73,7 @@ class Wire:
     async def handshake(self, token: str | None = None, *, headers: dict[str, str] | None = None) -> int:
         """Ask for the upgrade; return the HTTP status."""
         lines = {
-            "Host": "127.0.0.1",
+            "Host": "{}:{}".format(*self.writer.get_extra_info("peername")[:2]),
             "Upgrade": "websocket",
             "Connection": "Upgrade",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),

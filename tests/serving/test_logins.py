@@ -56,7 +56,7 @@ def session_of(user: Any, *, backend: str = MODEL_BACKEND, **changes: Any) -> st
 
 
 def with_session(key: str | None, *, origin: str | None = "http://localhost") -> Request:
-    return Request(origin=origin, host="localhost", secure=False, bearer=None, session=key)
+    return Request(origin=origin, bearer=None, session=key)
 
 
 def outcome(found: Login | Refusal | Exception) -> Any:
