@@ -1,35 +1,59 @@
 """The command line: `python -m delivery.client send FILE... --to user:alice` and `... receive --dir DIR`.
 
-Exit status: 0 all done, 1 something failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 all done, 1 something failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads what is
+written any more (`... --json | head`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
+import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
+from delivery.client.credentials import without_credentials
 from delivery.errors import DeliveryError, UsageError
+from delivery.escaping import PrintableFormatter, printable, printable_lines
 from delivery.protocol.frames import is_chunk_size
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws/delivery/"
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141
+READER_SECONDS = 0.25
+ADDRESS = re.compile(r"(user|group):.+", re.DOTALL)
 
 EPILOG = """\
 the URL comes from --url or DELIVERY_URL (default ws://127.0.0.1:8000/ws/delivery/), the login from --token or, better,
 DELIVERY_TOKEN, which other users of this machine cannot see. `manage.py delivery_token USER` makes one.
 After Ctrl-C, a crash or a lost network the same command goes on where it was.
+exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows errors escaped, and of arguments that nobody knows the names alone: a mistyped --token has one's value."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments:"):
+            names = [word.partition("=")[0] for word in message.split()[2:] if word.startswith("-")]
+            message = f"unrecognized arguments: {' '.join(names)}" if names else "too many arguments"
+        super().error(printable(message))
+
+
+TIMEOUT_HELP = "end after S seconds without progress, connecting included (default: never)"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m delivery.client",
         description="Send and receive large payloads over WebSockets; every interruption is resumed.",
         epilog=EPILOG,
@@ -44,12 +68,13 @@ def parser() -> argparse.ArgumentParser:
         "--to",
         action="append",
         default=[],
+        type=_address,
         metavar="ADDRESS",
         help="user:NAME, user:NUMBER or group:NAME; may be repeated; without it the payload is for the site itself",
     )
     send.add_argument("--name", help="the name that recipients see (with one FILE)")
     send.add_argument("--content-type", metavar="TYPE", help="guessed from the name by default")
-    send.add_argument("--timeout", type=_seconds, metavar="S", help="give up after S seconds; it can be resumed")
+    send.add_argument("--timeout", type=_seconds, metavar="S", help=TIMEOUT_HELP)
     _add_common(send)
     receive = commands.add_parser("receive", help="receive files", description="Save deliveries.", epilog=EPILOG)
     receive.add_argument("--dir", default=".", metavar="DIR", help="where to save (default: here)")
@@ -62,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="also take what goes to this group; may be repeated",
     )
-    receive.add_argument("--timeout", type=_seconds, metavar="S", help="stop when nothing was on its way for S seconds")
+    receive.add_argument("--timeout", type=_seconds, metavar="S", help=TIMEOUT_HELP)
     _add_common(receive)
     return parser
 
@@ -79,6 +104,14 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--json", action="store_true", help="one JSON object a line on standard output, for scripts")
     command.add_argument("--quiet", action="store_true", help="show errors only")
+
+
+def _address(text: str) -> str:
+    if not ADDRESS.fullmatch(text):
+        # Not for what has a colon: it may be an address of some other kind, mistyped.
+        meant = "" if ":" in text else f"; did you mean user:{text}?"
+        raise argparse.ArgumentTypeError(f"expected user:NAME, user:NUMBER or group:NAME, got {text!r}{meant}")
+    return text
 
 
 def _chunk_size(text: str) -> int:
@@ -108,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(parser(), arguments)
     try:
         from delivery.client import commands
+        from delivery.client.activity import Activity
         from delivery.client.reporting import report_for
 
         report = report_for(as_json=options.json, quiet=options.quiet)
@@ -116,18 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     _keep_memory()
     command = commands.send if options.command == "send" else commands.receive
+    activity = Activity(report)
     try:
         with report:
-            return _run(lambda: command(options, report))
+            return _run(lambda: command(options, activity), report.unread)
     except UsageError as error:
-        report.event("failed", {"error": str(error), "code": None})
+        activity.event("failed", {"error": str(error), "code": None})
         return USAGE
     except (DeliveryError, OSError) as error:
-        report.event("failed", {"error": str(error), "code": getattr(error, "code", None)})
+        activity.event("failed", {"error": str(error), "code": getattr(error, "code", None)})
         return FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):
-        if not options.json:
-            print("stopped; the same command goes on where it was", file=sys.stderr)
+        if report.unread():
+            return UNREAD
+        report.say("stopped; the same command goes on where it was" if activity.resumable else "stopped")
         return INTERRUPTED
 
 
@@ -142,12 +178,12 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
             if file != "-" and not os.access(file, os.R_OK):
                 parser.error(f"{file}: not readable")
     if not options.url.startswith(("ws://", "wss://")):
-        parser.error(f"--url: expected ws:// or wss://, got {options.url}")
+        parser.error(f"--url: expected ws:// or wss://, got {without_credentials(options.url)}")
     return options
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run on uvloop where it is installed; SIGINT and SIGTERM let go of everything properly first."""
+def _run(work: Callable[[], Coroutine[Any, Any, int]], unread: Callable[[], bool]) -> int:
+    """Run on uvloop where it is installed. SIGINT, SIGTERM and a reader that has gone cancel the work."""
     try:
         import uvloop
 
@@ -156,17 +192,46 @@ def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         factory = None
 
     async def interruptible() -> int:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        if task is not None and hasattr(signal, "SIGTERM"):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                try:
-                    loop.add_signal_handler(number, task.cancel)
-                except (NotImplementedError, RuntimeError):
-                    break
-        return await work()
+        loop, working = asyncio.get_running_loop(), asyncio.ensure_future(work())
+        watching = asyncio.create_task(_until(unread))
+        try:
+            with _interrupting(lambda: loop.call_soon_threadsafe(working.cancel)):
+                await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+                working.cancel()
+                return await working
+        finally:
+            watching.cancel()
 
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(interruptible())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(READER_SECONDS)
+
+
+@contextlib.contextmanager
+def _interrupting(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` on the first SIGINT or SIGTERM, which lets go of everything properly; end at once on the next."""
+    told = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told:
+            _end(INTERRUPTED)
+        told = True
+        stop()
+
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the program that called us has its own ways
+        before = {}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _keep_memory() -> None:
@@ -181,9 +246,26 @@ def _keep_memory() -> None:
 
 def script() -> None:
     """Run as a program. Leaves without joining threads: one may be blocked in reading standard input for ever."""
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.lastResort = handler
+    try:
+        status = main()
+    except SystemExit as error:  # of the parser
+        status = error.code if isinstance(error.code, int) else FAILED
+    except Exception:  # noqa: BLE001 - a bug: shown, with whatever the server's words in it are escaped
+        print(printable_lines(traceback.format_exc()), file=sys.stderr)
+        status = FAILED
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process at once. A terminal gets its cursor back, which a progress bar hides."""
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h")
     os._exit(status)
 
 

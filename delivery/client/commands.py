@@ -10,14 +10,13 @@ import uuid
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+from delivery.client.activity import Activity, NoProgress
 from delivery.client.client import Client, connect
 from delivery.client.deliveries import Incoming
 from delivery.client.directories import ReceivingDirectory
-from delivery.client.reporting import Report
 from delivery.client.resumption import Resumption
-from delivery.client.uploads import Receipt
+from delivery.client.uploads import Receipt, Upload
 from delivery.errors import DeliveryError, IntegrityError, Refused, StorageUnavailable, TransferAborted
 
 DONE, FAILED = 0, 1
@@ -25,37 +24,111 @@ AT_ONCE = 4
 GONE_CODES = frozenset({"expired", "cancelled", "mismatch"})  # what is remembered is of no more use: begin anew
 
 
-async def send(options: Namespace, report: Report) -> int:
+async def send(options: Namespace, activity: Activity) -> int:
     """Send every file, at most four at once; return the exit status."""
     started = time.monotonic()
-    async with _client(options, report, receive=False) as client:
-        turns = asyncio.Semaphore(AT_ONCE)
-        outcomes = await asyncio.gather(*(_send_one(client, file, options, report, turns) for file in options.files))
-        _summarise(client, report, started, ok=all(outcomes))
-    return DONE if all(outcomes) else FAILED
+    client = _client(options, activity, receive=False)
+    sending = _Sending(client, options, activity)
+    ok = False
+    try:
+        async with activity.limited(options.timeout, excused=sending.waits_for_producer), client:
+            ok = all(await asyncio.gather(*map(sending.send, options.files)))
+    except NoProgress as error:
+        again = "; the same command goes on where it was" if activity.resumable else ""
+        activity.event("failed", {"error": f"{error}{again}", "code": None})
+    _summarise(client, activity, started, ok=ok)
+    return DONE if ok else FAILED
 
 
-async def _send_one(client: Client, file: str, options: Namespace, report: Report, turns: asyncio.Semaphore) -> bool:
-    async with turns:
-        label = _decodable(options.name or ("stdin" if file == "-" else Path(file).name))
-        try:
-            receipt = await _send_file(client, file, label, options, report)
-        except Exception as error:  # noqa: BLE001 - shown, as the end of this file: the others go on
-            report.event(
-                "failed", {"name": label, "error": str(error) or repr(error), "code": getattr(error, "code", None)}
+class _Sending:
+    """Sending files, at most four at once."""
+
+    def __init__(self, client: Client, options: Namespace, activity: Activity) -> None:
+        self._client = client
+        self._options = options
+        self._activity = activity
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._running = 0
+        self._input: Upload | None = None
+
+    def waits_for_producer(self) -> bool:
+        """Return whether all that is missing is more from whoever writes into standard input."""
+        return self._running == 1 and self._input is not None and self._input.waits_for_source
+
+    async def send(self, file: str) -> bool:
+        """Send one file and report how that ended; return whether it is done."""
+        async with self._turns:
+            label = _decodable(self._options.name or ("stdin" if file == "-" else os.path.basename(file)))
+            self._running += 1
+            try:
+                receipt = await (self._send_input(label) if file == "-" else self._send_file(Path(file), label))
+            except Exception as error:  # noqa: BLE001 - shown, as the end of this file: the others go on
+                details = {"name": label, "error": self._words(error), "code": getattr(error, "code", None)}
+                self._activity.event("failed", details)
+                return False
+            finally:
+                self._running -= 1
+            self._activity.event(
+                "done",
+                {
+                    "transfer": receipt.transfer,
+                    "payload": receipt.payload,
+                    "name": receipt.name,
+                    "size": receipt.size,
+                    "sha256": receipt.sha256,
+                },
             )
-            return False
-        report.event(
-            "done",
-            {
-                "transfer": receipt.transfer,
-                "payload": receipt.payload,
-                "name": receipt.name,
-                "size": receipt.size,
-                "sha256": receipt.sha256,
-            },
+            return True
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, Refused) and error.code == "forbidden" and self._options.to:
+            return f"{error} ({', '.join(self._options.to)})"
+        return str(error) or repr(error)
+
+    async def _send_input(self, label: str) -> Receipt:
+        self._input = upload = self._client.start(
+            sys.stdin.buffer,
+            self._options.to,
+            name=label,
+            content_type=self._options.content_type,
+            progress=lambda progress: self._activity.progress(label, progress, resumable=False),
         )
-        return True
+        try:
+            return await upload
+        except asyncio.CancelledError:
+            upload.detach()
+            raise
+
+    async def _send_file(self, path: Path, label: str) -> Receipt:
+        remembered = Resumption(path, self._options.url, self._options.to, label)
+        try:
+            try:
+                receipt = await self._send_as(path, label, remembered)
+            except (Refused, TransferAborted) as error:
+                if not remembered.resumed or error.code not in GONE_CODES:
+                    raise
+                self._activity.forget(remembered.transfer)
+                remembered.anew()
+                receipt = await self._send_as(path, label, remembered)
+            remembered.forget()
+            return receipt
+        except (TransferAborted, IntegrityError) as error:
+            if isinstance(error, IntegrityError) or error.final:
+                self._activity.forget(remembered.transfer)
+                remembered.forget()
+            raise
+        finally:
+            remembered.close()
+
+    async def _send_as(self, path: Path, label: str, remembered: Resumption) -> Receipt:
+        return await self._client.send(
+            path,
+            self._options.to,
+            name=label,
+            content_type=self._options.content_type,
+            transfer=remembered.transfer,
+            progress=lambda progress: self._activity.progress(label, progress, resumable=remembered.kept),
+        )
 
 
 def _decodable(name: str) -> str:
@@ -63,92 +136,77 @@ def _decodable(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-async def _send_file(client: Client, file: str, label: str, options: Namespace, report: Report) -> Receipt:
-    def arguments(transfer: str | None) -> dict[str, Any]:
-        return {
-            "to": options.to,
-            "name": label,
-            "content_type": options.content_type,
-            "progress": lambda progress: report.progress(label, progress),
-            "deadline": options.timeout,
-            "transfer": transfer,
-        }
-
-    if file == "-":
-        return await client.send(sys.stdin.buffer, **arguments(None))
-    path = Path(file)
-    remembered = Resumption(path, options.url, options.to, label)
-    try:
-        try:
-            receipt = await client.send(path, **arguments(remembered.transfer))
-        except (Refused, TransferAborted) as error:
-            if not remembered.resumed or error.code not in GONE_CODES:
-                raise
-            remembered.anew()
-            receipt = await client.send(path, **arguments(remembered.transfer))
-        remembered.forget()
-        return receipt
-    except (TransferAborted, IntegrityError) as error:
-        if isinstance(error, IntegrityError) or error.final:
-            remembered.forget()
-        raise
-    finally:
-        remembered.close()
-
-
-async def receive(options: Namespace, report: Report) -> int:
-    """Save what is offered until `count` deliveries are saved, or nothing came for `timeout` s; return the status."""
+async def receive(options: Namespace, activity: Activity) -> int:
+    """Save what is offered until `count` deliveries are saved, or nothing moved for `timeout` s; return the status."""
     started = time.monotonic()
     directory = Path(options.dir)
     with ReceivingDirectory(directory, uuid.uuid4().hex) as here:
-        async with _client(options, report, receive=True, client_id=here.client_id) as client:
-            receiving = _Receiving(client, directory, options, report)
-            await receiving.run()
-            short = options.count is not None and receiving.saved < options.count
-            ok = not receiving.failed and not short
-            _summarise(client, report, started, ok=ok)
-    if short and not receiving.failed:
-        report.event("failed", {"error": f"{receiving.saved} of {options.count} came within {options.timeout} s"})
+        client = _client(options, activity, receive=True, client_id=here.client_id)
+        receiving = _Receiving(client, directory, options, activity)
+        ok = False
+        try:
+            async with activity.limited(options.timeout), client:
+                _introduce(client, options, activity)
+                await receiving.run()
+                ok = not receiving.failed and not receiving.missing
+        except NoProgress as error:
+            # That nothing more comes is an end like any other, unless something was asked for or under way.
+            ok = activity.connected and not (receiving.failed or receiving.missing or receiving.saving)
+            if not ok:
+                came = f"{receiving.saved} of {options.count} came, " if options.count else ""
+                activity.event("failed", {"error": f"{came}{error}", "code": None})
+        _summarise(client, activity, started, ok=ok)
     return DONE if ok else FAILED
+
+
+def _introduce(client: Client, options: Namespace, activity: Activity) -> None:
+    """Say who we are and what happens now. Raises `Refused` where the site does not let us have a group."""
+    refused = [name for name in options.group if name not in activity.groups]
+    if refused:
+        raise Refused("forbidden", f"the site has no such group, or you are not in it: {', '.join(refused)}")
+    groups = f" and {', '.join(f'group:{name}' for name in sorted(activity.groups))}" if activity.groups else ""
+    into = "" if options.dir == "." else f" into {options.dir}"
+    activity.report.say(f"connected as {client.user}{groups}; waiting for what is sent there{into} (Ctrl-C ends it)")
 
 
 class _Receiving:
     """Saving what comes, at most four at once and never more than were asked for."""
 
-    def __init__(self, client: Client, directory: Path, options: Namespace, report: Report) -> None:
+    def __init__(self, client: Client, directory: Path, options: Namespace, activity: Activity) -> None:
         self.saved = 0
         self.failed = False
+        self.saving: set[asyncio.Task[None]] = set()
         self._client = client
         self._directory = directory
         self._count: int | None = options.count
-        self._idle_seconds: float | None = options.timeout
-        self._report = report
+        self._activity = activity
         self._stop: DeliveryError | None = None
+
+    @property
+    def missing(self) -> int:
+        """How many of those that were asked for have not come."""
+        return 0 if self._count is None else self._count - self.saved
 
     async def run(self) -> None:
         offers = self._client.deliveries()
         coming: asyncio.Task[Incoming | None] | None = None
-        saving: set[asyncio.Task[None]] = set()
         try:
             while self._stop is None and (self._count is None or self.saved < self._count):
                 room = AT_ONCE if self._count is None else min(AT_ONCE, self._count - self.saved)
-                if coming is None and len(saving) < room:
+                if coming is None and len(self.saving) < room:
                     coming = asyncio.create_task(_next(offers))
-                waiting = {*saving, *([coming] if coming else [])}
-                idle = self._idle_seconds if not saving else None
-                done, _ = await asyncio.wait(waiting, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    return
+                waiting = {*self.saving, *([coming] if coming else [])}
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if coming in done and coming is not None:
                     incoming, coming = coming.result(), None
                     if incoming is None:
                         return
-                    saving.add(asyncio.create_task(self._save(incoming)))
-                saving = {task for task in saving if not task.done()}
+                    self.saving.add(asyncio.create_task(self._save(incoming)))
+                self.saving = {task for task in self.saving if not task.done()}
             if self._stop is not None:
                 raise self._stop
         finally:
-            rest = [*saving, *([coming] if coming else [])]
+            rest = [*self.saving, *([coming] if coming else [])]
             for task in rest:
                 task.cancel()
             if rest:
@@ -157,7 +215,7 @@ class _Receiving:
     async def _save(self, incoming: Incoming) -> None:
         try:
             path = await incoming.save(
-                self._directory, progress=lambda progress: self._report.progress(incoming.name, progress)
+                self._directory, progress=lambda progress: self._activity.progress(incoming.name, progress)
             )
         except (StorageUnavailable, TransferAborted) as error:
             self._fail(incoming, error)
@@ -169,19 +227,21 @@ class _Receiving:
             return
         self.saved += 1
         details = {"transfer": incoming.transfer, "payload": incoming.payload, "name": incoming.name, "path": str(path)}
-        self._report.event("done", {**details, "size": incoming.received_size, "sha256": incoming.sha256})
+        self._activity.event("done", {**details, "size": incoming.received_size, "sha256": incoming.sha256})
 
     def _fail(self, incoming: Incoming, error: DeliveryError) -> None:
         self.failed = True
+        if getattr(error, "final", False):
+            self._activity.forget(incoming.transfer)
         code = getattr(error, "code", None)
-        self._report.event("failed", {"name": incoming.name, "error": str(error), "code": code})
+        self._activity.event("failed", {"name": incoming.name, "error": str(error), "code": code})
 
 
 async def _next(offers: AsyncIterator[Incoming]) -> Incoming | None:
     return await anext(offers, None)
 
 
-def _client(options: Namespace, report: Report, *, receive: bool, client_id: str | None = None) -> Client:
+def _client(options: Namespace, activity: Activity, *, receive: bool, client_id: str | None = None) -> Client:
     return connect(
         options.url,
         options.token,
@@ -189,10 +249,10 @@ def _client(options: Namespace, report: Report, *, receive: bool, client_id: str
         groups=getattr(options, "group", ()),
         client_id=client_id,
         chunk_size=options.chunk_size,
-        observer=report.event,
+        observer=activity.event,
     )
 
 
-def _summarise(client: Client, report: Report, started: float, *, ok: bool) -> None:
+def _summarise(client: Client, activity: Activity, started: float, *, ok: bool) -> None:
     seconds = round(time.monotonic() - started, 3)
-    report.event("summary", {"ok": ok, **client.statistics.as_dict(), "seconds": seconds})
+    activity.event("summary", {"ok": ok, **client.statistics.as_dict(), "seconds": seconds})

@@ -65,7 +65,13 @@ class Host:
         self.recovery.initial, self.recovery.maximum = welcome.retry["initial"], welcome.retry["max"]
         self.statistics.connections += 1
         self._welcomed.set()
-        self.tell("connected", user=welcome.user, session=welcome.session, max_message=welcome.max_message)
+        self.tell(
+            "connected",
+            user=welcome.user,
+            groups=list(welcome.groups),
+            session=welcome.session,
+            max_message=welcome.max_message,
+        )
 
     def uploads_due(self, now: float) -> list[Upload]:
         """Return the uploads that are to be offered now, and forget those that ended."""

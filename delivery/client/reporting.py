@@ -1,19 +1,27 @@
 """What the command line shows: a progress bar for people, JSON lines for scripts, or nothing but errors.
 
-People read stderr, so that stdout stays free: there go the paths of what was received, and everything with `--json`.
+People read stderr, so that stdout stays free; with `--json` everything goes to stdout. All that people read is escaped
+here, in `sentence` and for the bars: names, addresses, reasons and messages are chosen by strangers.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
 import sys
 import time
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from delivery.client.uploads import Progress
-from delivery.protocol.codes import CLOSE_CODES
+from delivery.escaping import printable
+from delivery.protocol.codes import ABORT_CODES, CLOSE_CODES, REJECT_CODES
+
+if TYPE_CHECKING:
+    from delivery.client.uploads import Progress
 
 PROGRESS_SECONDS = 0.25
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Report(Protocol):
@@ -22,8 +30,14 @@ class Report(Protocol):
     def event(self, name: str, details: dict[str, Any]) -> None:
         """Show what happened to the connection or a transfer."""
 
+    def say(self, text: str) -> None:
+        """Show a line that is for people alone."""
+
     def progress(self, label: str, progress: Progress) -> None:
         """Show how far a transfer is."""
+
+    def unread(self) -> bool:
+        """Return whether whoever read this has gone, as `head` does."""
 
 
 class JsonReport:
@@ -31,6 +45,7 @@ class JsonReport:
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
+        self._pipe = Pipe(sys.stdout)
 
     def __enter__(self) -> Report:
         return self
@@ -39,8 +54,10 @@ class JsonReport:
         pass
 
     def event(self, name: str, details: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps({"event": name, **details}, default=str) + "\n")
-        sys.stdout.flush()
+        self._pipe.write(json.dumps({"event": name, **details}, default=str) + "\n")
+
+    def say(self, text: str) -> None:
+        pass
 
     def progress(self, label: str, progress: Progress) -> None:
         now = time.monotonic()
@@ -57,9 +74,15 @@ class JsonReport:
                 },
             )
 
+    def unread(self) -> bool:
+        return self._pipe.unread()
+
 
 class QuietReport:
     """Errors only, on stderr."""
+
+    def __init__(self) -> None:
+        self._pipe = Pipe(sys.stderr)
 
     def __enter__(self) -> Report:
         return self
@@ -69,41 +92,27 @@ class QuietReport:
 
     def event(self, name: str, details: dict[str, Any]) -> None:
         if name == "failed":
-            sys.stderr.write(f"{sentence(name, details)}\n")
+            self._pipe.write(f"{sentence(name, details)}\n")
+
+    def say(self, text: str) -> None:
+        pass
 
     def progress(self, label: str, progress: Progress) -> None:
         pass
+
+    def unread(self) -> bool:
+        return False  # errors that nobody reads are no reason to stop
 
 
 class BarReport:
     """A bar for each transfer with speed and time left, and a line for everything that happens beside it."""
 
     def __init__(self) -> None:
-        # Here and not above: who uses the client as a library needs no progress bars.
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import (
-            Progress as Bars,
-        )
+        from delivery.client import bars  # here: who uses the client as a library needs no progress bars
 
-        self._console = Console(stderr=True, highlight=False)
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-        self._shown: dict[str, float] = {}
+        self._pipe = Pipe(sys.stderr)
+        self._bars = bars.Bars(on_broken_pipe=self._pipe.lost)
+        self._connections = 0
 
     def __enter__(self) -> Report:
         self._bars.start()
@@ -113,50 +122,103 @@ class BarReport:
         self._bars.stop()
 
     def event(self, name: str, details: dict[str, Any]) -> None:
-        if name in ("connected", "summary"):
-            return
-        self._console.print(
-            sentence(name, details), markup=False, soft_wrap=True, style="red" if name == "failed" else None
-        )
+        if name == "connected":
+            self._connections += 1
+            if self._connections > 1:
+                self.say("connected again")
+        elif name != "summary":
+            self._bars.line(sentence(name, details), wrong=name == "failed")
+
+    def say(self, text: str) -> None:
+        self._bars.line(printable(text))
 
     def progress(self, label: str, progress: Progress) -> None:
-        task = self._tasks.get(progress.transfer)
-        if task is None:
-            task = self._tasks[progress.transfer] = self._bars.add_task(printable(label), total=progress.size)
-        now = time.monotonic()
-        # Rich computes the speed from its samples: more of them cost time and say nothing new.
-        if progress.stored == progress.size or now - self._shown.get(progress.transfer, 0.0) >= 0.1:
-            self._shown[progress.transfer] = now
-            self._bars.update(task, completed=progress.stored, total=progress.size)
+        self._bars.update(progress.transfer, printable(label), progress.stored, progress.size)
+
+    def unread(self) -> bool:
+        return self._pipe.unread()
 
 
-def printable(text: str) -> str:
-    """Return `text` without what could drive a terminal: a stranger chose it."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+class Pipe:
+    """A stream whose reader may go, as `head` does after ten lines: writing to it then is no error."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lost = False
+        self._poll = _polled(stream)
+
+    def write(self, text: str) -> None:
+        """Write `text` at once."""
+        if self._lost:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (BrokenPipeError, ValueError):  # ValueError: closed
+            self.lost()
+
+    def lost(self) -> None:
+        """Note that the reader has gone."""
+        self._lost = True
+
+    def unread(self) -> bool:
+        """Return whether the reader has gone. Looked at often: a command that waits writes nothing that could fail."""
+        return self._lost or bool(self._poll and self._poll.poll(0))
+
+
+def _polled(stream: IO[str]) -> Any:
+    """Return what polls `stream` for nothing but errors; None where it is no pipe, or the platform has no `poll`."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):
+        return None
+    if not hasattr(select, "poll") or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return poll
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes for people: `812 bytes`, `8.0 MiB`."""
+    if size < 1024:
+        return f"{size:.0f} byte{'' if round(size) == 1 else 's'}"
+    for unit in _UNITS:
+        size /= 1024
+        if size < 1023.95 or unit == _UNITS[-1]:
+            break
+    return f"{size:.1f} {unit}"
 
 
 def sentence(name: str, details: dict[str, Any]) -> str:
-    """Return one line of English about an event."""
+    """Return one line of English about an event, escaped."""
+    return printable(_sentence(name, details))
+
+
+def _sentence(name: str, details: dict[str, Any]) -> str:
     match name:
         case "closed":
             code = details["code"]
             meaning = details["reason"] or (CLOSE_CODES[code].reason if code in CLOSE_CODES else "closed")
-            again = "" if details["wait"] is None else f"; connecting again in {details['wait']:.1f} s"
-            return f"connection closed: {code} {meaning}{again}"
+            return f"connection closed: {code} {meaning}{_again('connecting again', details)}"
         case "refused":
-            return f"cannot connect: {details['error']}; trying again in {details['wait']:.1f} s"
+            return f"cannot connect to {details['url']}: {details['error']}{_again('trying again', details)}"
         case "resumed":
-            return f"resumed at {details['offset']:,} bytes"
+            return f"resumed at {size_text(details['offset'])}"
         case "waiting":
-            return f"the server says {details['code']}; offered again in {details['wait']:.1f} s"
+            known = REJECT_CODES.get(details["code"]) or ABORT_CODES.get(details["code"])
+            meaning = f"{details['code']}: {known.text}" if known else details["code"]
+            return f"the server says {meaning}{_again('offered again', details)}"
         case "done":
             where = f" -> {details['path']}" if details.get("path") else ""
-            return f"done: {printable(details['name'])}{where}  {details['size']:,} bytes  sha256 {details['sha256']}"
+            return f"done: {details['name']}{where}  {size_text(details['size'])}  sha256 {details['sha256']}"
         case "failed":
-            return (
-                f"failed: {printable(details.get('name') or '')}{': ' if details.get('name') else ''}{details['error']}"
-            )
+            return f"failed: {details['name'] + ': ' if details.get('name') else ''}{details['error']}"
     return f"{name}: {details}"
+
+
+def _again(what: str, details: dict[str, Any]) -> str:
+    return "" if details["wait"] is None else f"; {what} in {details['wait']:.1f} s"
 
 
 def report_for(*, as_json: bool, quiet: bool) -> Report:

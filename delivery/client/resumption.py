@@ -25,7 +25,8 @@ KEPT_DAYS = 7  # longer than a server keeps an upload that nobody goes on with
 
 
 class Resumption:
-    """The remembered transfer id of sending `file`; `resumed` says whether an earlier command began it.
+    """The remembered transfer id of sending `file`; `resumed` says whether an earlier command began it, `kept`
+    whether a later one will know it.
 
     Where another process runs the same command at this moment, this one sends anew and remembers nothing. Where the
     state directory cannot be written, or the user has no home directory, nothing is remembered either.
@@ -37,6 +38,7 @@ class Resumption:
         self._lock = -1
         self.transfer = str(uuid.uuid4())
         self.resumed = False
+        self.kept = False
         state = state_directory()
         folder = folder or (state and state / "uploads")
         if folder is None:
@@ -47,6 +49,7 @@ class Resumption:
             _prune(folder)
             if self._locked():
                 self._find()
+                self.kept = True
         except OSError:
             pass
 

@@ -55,6 +55,7 @@ class CoreServer:
         self.early_data = 65_536
         self.heartbeat = 20.0
         self.of_before = False  # says `stalled` of uploads itself, and pong before what came
+        self.groups: tuple[str, ...] = ()  # that it grants
         self.segment = 1_048_576
         self.token: str | None = None
         self.uploads: dict[str, Stored] = {}
@@ -212,6 +213,7 @@ class Session:
                     Welcome(
                         session="s",
                         user="user:1",
+                        groups=server.groups,
                         max_message=server.max_message,
                         chunk_size=server.chunk_size,
                         window=server.window,

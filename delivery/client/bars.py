@@ -1,0 +1,93 @@
+"""Progress bars on stderr, drawn by rich; where that is no terminal, lines alone. Text comes escaped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich import progress
+from rich.console import Console
+from rich.table import Column
+from rich.text import Text
+
+from delivery.client import reporting
+
+WIDE_COLUMNS, NARROW_COLUMNS = 110, 70  # of terminals with room for a long bar, and with none for a bar
+REDRAW_SECONDS = 0.1  # rich computes the speed from its samples: more of them cost time and say nothing new
+
+
+class _Console(Console):
+    """Goes silent where the reader of a pipe has gone; rich would end the process."""
+
+    def __init__(self, on_broken_pipe: Callable[[], None]) -> None:
+        super().__init__(stderr=True, highlight=False)
+        self._tell = on_broken_pipe
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        self._tell()
+
+
+class _Done(progress.ProgressColumn):
+    """What is stored, of how much; in a narrow terminal as a percentage where that is known."""
+
+    def __init__(self, *, narrow: bool) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._narrow = narrow
+
+    def render(self, task: progress.Task) -> Text:
+        text = reporting.size_text(task.completed)
+        if task.total is not None:
+            text = f"{task.percentage:.0f}%" if self._narrow else f"{text} of {reporting.size_text(task.total)}"
+        return Text(text, style="progress.download")
+
+
+class _Speed(progress.ProgressColumn):
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: progress.Task) -> Text:
+        speed = task.finished_speed or task.speed
+        text = "" if speed is None else f"{reporting.size_text(speed)}/s"
+        return Text(text, style="progress.data.speed")
+
+
+class Bars:
+    """One bar for each transfer. `start()`, then `stop()`. Not for several threads."""
+
+    def __init__(self, *, on_broken_pipe: Callable[[], None]) -> None:
+        self._console = _Console(on_broken_pipe)
+        wide, narrow = self._console.width >= WIDE_COLUMNS, self._console.width < NARROW_COLUMNS
+        name = Column(ratio=None if wide else 1, no_wrap=True, overflow="ellipsis")
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False, table_column=name),
+            *([] if narrow else [progress.BarColumn(bar_width=40 if wide else 10)]),
+            _Done(narrow=narrow),
+            _Speed(),
+            progress.TimeRemainingColumn(compact=not wide),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            expand=not wide,
+        )
+        self._tasks: dict[str, progress.TaskID] = {}
+        self._drawn: dict[str, float] = {}
+
+    def start(self) -> None:
+        self._bars.start()
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+    def line(self, text: str, *, wrong: bool = False) -> None:
+        """Write a line above the bars."""
+        self._console.print(text, markup=False, emoji=False, soft_wrap=True, style="red" if wrong else None)
+
+    def update(self, transfer: str, label: str, stored: int, size: int | None) -> None:
+        """Draw how many bytes of a transfer are stored."""
+        task = self._tasks.get(transfer)
+        if task is None:
+            task = self._tasks[transfer] = self._bars.add_task(label, total=size)
+        now = time.monotonic()
+        if stored == size or now - self._drawn.get(transfer, 0.0) >= REDRAW_SECONDS:
+            self._drawn[transfer] = now
+            self._bars.update(task, completed=stored, total=size)
