@@ -1,7 +1,8 @@
-"""Django's SECRET_KEY where the environment has none: made once, then the same for every process of the site."""
+"""Files that nobody else may read: Django's SECRET_KEY where the environment has none, and the SQLite file."""
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 
@@ -24,3 +25,12 @@ def kept_secret(path: Path) -> str:
     finally:
         temporary.unlink()
     return path.read_text().strip()
+
+
+def private_file(path: Path) -> Path:
+    """Return `path` of a file that is there, readable by its owner only. What SQLite writes beside it has its mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    found = path.stat()
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and found.st_uid == os.geteuid():
+        path.chmod(0o600)
+    return path

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from project.redis_urls import broker_url, default_redis_url
-from project.secret import kept_secret
+from project.secret import kept_secret, private_file
 
 
 def _words(name: str, default: str = "") -> list[str]:
@@ -86,7 +86,7 @@ def _database() -> dict[str, Any]:
     if url := os.environ.get("DATABASE_URL"):
         database: dict[str, Any] = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
     else:
-        database = {"ENGINE": "django.db.backends.sqlite3", "NAME": DELIVERY_VAR / "db.sqlite3"}
+        database = {"ENGINE": "django.db.backends.sqlite3", "NAME": private_file(DELIVERY_VAR / "db.sqlite3")}
     if database["ENGINE"] == "django.db.backends.sqlite3":
         # Several processes write: readers must not block the writer (WAL), a transaction takes its write lock at the
         # start instead of failing half-way (IMMEDIATE), and waits its turn (timeout, in seconds).
@@ -114,7 +114,11 @@ STORAGES = {
     # Not below a directory that any web server serves: payloads are handed out by the policy only.
     "delivery": {
         "BACKEND": "django.core.files.storage.FileSystemStorage",
-        "OPTIONS": {"location": DELIVERY_VAR / "payloads", "file_permissions_mode": 0o600},
+        "OPTIONS": {
+            "location": DELIVERY_VAR / "payloads",
+            "file_permissions_mode": 0o600,
+            "directory_permissions_mode": 0o700,
+        },
     },
 }
 

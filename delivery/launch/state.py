@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,12 @@ Kind = Literal["web", "worker", "beat", "redis"]
 STOP_ORDER: tuple[Kind, ...] = ("web", "worker", "beat", "redis")
 PUBLISHED: tuple[Kind, ...] = ("web", "worker", "redis")
 STALE_GRACE_SECONDS = 10.0
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+#: What a stack of the reference site has in its directory. A directory with anything else is not ours to close.
+STACK_FILES = frozenset(
+    {"lock", "pids.json", "processes.json", "redis.url", "passwords", "valkey.sock", "secret_key"}
+    | {"db.sqlite3", "db.sqlite3-wal", "db.sqlite3-shm", "db.sqlite3-journal", "payloads", "media", "static"}
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,12 @@ class StateDirectory:
 
     @classmethod
     def at(cls, root: Path) -> StateDirectory:
-        """Make the directory where it is missing. Raises OSError where it cannot be made."""
+        """Make the directory where it is missing; close one that others may enter, where all that it holds is a stack's.
+
+        Raises OSError where it cannot be made, and UsageError where others may enter it and that is not ours to change.
+        """
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close(root)
         return cls(root)
 
     @property
@@ -74,6 +85,23 @@ class StateDirectory:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+
+def _close(root: Path) -> None:
+    """Have only its owner enter a directory: the database, keys, passwords and sockets of a stack lie in it."""
+    found = root.stat()
+    if found.st_uid != os.geteuid() != 0:
+        raise UsageError(f"{root} belongs to another user; choose a directory of your own: --var DIR")
+    if not found.st_mode & OTHERS:
+        return
+    if not all(path.name in STACK_FILES or path.name.startswith(".") for path in root.iterdir()):
+        raise UsageError(
+            f"others may enter {root} (mode {stat.S_IMODE(found.st_mode):o}), and it holds more than a stack: "
+            f"choose a directory of its own, --var DIR, or close this one: chmod 700 {root}"
+        )
+    root.chmod(0o700)
+    if root.stat().st_mode & OTHERS:
+        raise UsageError(f"others may enter {root}, and its file system knows no modes: choose another --var DIR")
 
 
 def write_private(path: Path, text: str) -> None:

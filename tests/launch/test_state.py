@@ -39,6 +39,37 @@ def test_directory_is_private(state: StateDirectory) -> None:
     assert state.root.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_directory_that_others_may_enter_is_closed(tmp_path: Path) -> None:
+    """It is empty, or has what an earlier start left in it."""
+    for name in ("", "db.sqlite3"):
+        root = tmp_path / f"open{name}"
+        root.mkdir()
+        root.chmod(0o755)
+        if name:
+            (root / name).touch()
+        StateDirectory.at(root)
+        assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_with_other_files_is_refused_unless_it_is_closed(tmp_path: Path) -> None:
+    root = tmp_path / "home"
+    root.mkdir()
+    (root / "letter.txt").touch()
+    for mode in (0o755, 0o750, 0o1777):
+        root.chmod(mode)
+        with pytest.raises(UsageError, match=f"chmod 700 {root}"):
+            StateDirectory.at(root)
+        assert root.stat().st_mode & 0o7777 == mode
+    root.chmod(0o700)
+    assert StateDirectory.at(root).root == root
+
+
+def test_a_directory_of_somebody_elses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(UsageError, match="another user"):
+        StateDirectory.at(tmp_path)
+
+
 def test_pids_are_published_by_kind_without_beat(state: StateDirectory, sleeper: subprocess.Popen[bytes]) -> None:
     ledger = Ledger(state)
     ledger.begin()

@@ -51,6 +51,12 @@ def test_superuser_logs_in_with_the_password_of_the_file(stack: LiveStack) -> No
     assert "Log out" in answer.read().decode()
 
 
+def test_nothing_that_the_stack_wrote_can_be_read_by_others(stack: LiveStack) -> None:
+    found = [stack.var, *stack.var.rglob("*")]
+    assert {"db.sqlite3", "secret_key", "passwords", "pids.json"} <= {path.name for path in found}
+    assert [str(path) for path in found if path.stat().st_mode & 0o077] == []
+
+
 def test_passwords_are_private_and_named(stack: LiveStack) -> None:
     path = stack.var / "passwords"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from project.secret import kept_secret
+from project.secret import kept_secret, private_file
 
 
 def test_secret_is_made_once_and_private(tmp_path: Path) -> None:
@@ -19,3 +19,13 @@ def test_secrets_differ(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         secrets = [*pool.map(kept_secret, [tmp_path / str(number) for number in range(4)])]
     assert len(set(secrets)) == 4
+
+
+def test_a_private_file_is_made_or_closed_and_keeps_what_it_has(tmp_path: Path) -> None:
+    made, found = tmp_path / "made", tmp_path / "found"
+    found.write_text("rows")
+    found.chmod(0o644)
+    for path in (made, found):
+        assert private_file(path) == path
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert found.read_text() == "rows"

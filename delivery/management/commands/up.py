@@ -32,6 +32,7 @@ Each part can be started alone, with the same DELIVERY_VAR, REDIS_URL and DATABA
   manage.py delivery_beat
 
 DIR holds the database, the payloads, the demo's passwords and pids.json, which always names the living processes.
+Only its owner may enter it: one that others may enter is closed, or refused where it holds more than a stack.
 """
 
 
@@ -63,8 +64,9 @@ class Command(BaseCommand):
     def handle(self, *, workers: int, concurrency: int, pool: str, port: int, var: Path | None, **options: Any) -> None:
         if workers < 1 or concurrency < 1:
             raise CommandError("--workers and --concurrency want at least 1")
-        state = _state_directory(var)
+        os.umask(0o077)  # of every part, too: nobody else reads what they write
         try:
+            state = _state_directory(var)
             with state.held():
                 plan = self._prepare(state, port=port, workers=workers, concurrency=concurrency, pool=pool)
                 status = _run(plan, state)
