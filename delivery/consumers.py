@@ -12,7 +12,7 @@ from uuid import UUID
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import conf, drain, notify
+from delivery import conf, drain, handshakes, notify
 from delivery.serving import origin, plain, process, server, teller
 from delivery.serving.login import Login, Refusal, Request
 from delivery.serving.plain import PlainSession
@@ -64,7 +64,11 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._gives_straight = STRAIGHT in extensions
         self._incomplete_at = extensions[INCOMPLETE]["at"] if INCOMPLETE in extensions else None
         self.limit_messages(server.FIRST_BYTES)
-        self.channel_name = await process.current().hearing.open(self.dispatch)
+        try:
+            self.channel_name = await process.current().hearing.open(self.dispatch)
+        except Exception as error:  # noqa: BLE001 - whatever the site's channel layer raises while its Redis is away
+            await handshakes.refuse_for_now(scope, send, error)
+            return
         try:
             for number in itertools.count(1):
                 await self.dispatch(await receive())

@@ -7,7 +7,7 @@ from typing import Any
 from channels.routing import URLRouter
 from django.urls import path
 
-from delivery import not_found
+from delivery import handshakes
 from delivery.consumers import DeliveryConsumer
 
 
@@ -15,7 +15,7 @@ class WebSocketRouter(URLRouter):  # type: ignore[misc]
     """A URLRouter that answers a handshake for any other path with 404, where Channels' own raises ValueError."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await not_found.answered(super().__call__)(scope, receive, send)
+        await handshakes.answered(super().__call__)(scope, receive, send)
 
 
 websocket_urlpatterns: list[Any] = [path("ws/delivery/", DeliveryConsumer.as_asgi(), name="delivery")]

@@ -50,10 +50,10 @@ ARROWS: dict[str, str] = {
     "drain": "conf notify buffer dispatch",
     # the Channels driver: `serving` holds what `consumers` and `mixins` share
     "serving": "escaping protocol transfers drain notify conf buffer dispatch models policy tokens",
-    "consumers": "serving protocol transfers drain notify conf",
+    "consumers": "serving protocol transfers drain notify conf handshakes",
     "mixins": "serving site protocol models conf",
-    "routing": "consumers not_found",
-    "not_found": "",
+    "routing": "consumers handshakes",
+    "handshakes": "",
     # what people see
     "urls": "views",
     "views": "links transfers models policy conf",
@@ -62,7 +62,7 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf escaping sockets websocket not_found",
+    "launch": "conf escaping sockets websocket handshakes",
     "management": "launch buffer serving transfers drain dispatch models storage policy tokens conf __init__",
     "apps": "checks drain signals conf models policy transfers escaping",
 }

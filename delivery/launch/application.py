@@ -12,7 +12,7 @@ from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.handlers.asgi import ASGIHandler
 from django.utils.module_loading import import_string
 
-from delivery import not_found
+from delivery import handshakes
 from delivery.errors import UsageError
 
 ROUTES = 'application = ProtocolTypeRouter({"http": ASGIStaticFilesHandler(application), "websocket": websocket_application})'
@@ -55,4 +55,4 @@ def notices(application: Any) -> Iterator[str]:
 
 def served(application: Any) -> Any:
     """Return the application as the server runs it: a handshake for no path of the site's is answered with 404."""
-    return not_found.answered(application)
+    return handshakes.answered(application)

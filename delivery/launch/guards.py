@@ -430,6 +430,8 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             if message["type"] == "websocket.accept":
                 self._accept_limit()
             await super().send(message)
+            if message["type"] == "websocket.http.response.body":
+                self.handshake_complete = self.close_sent  # else it is logged as an application that never answered
 
     def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Send one binary message at once; return False, and send nothing, where `send` would wait or raise."""

@@ -239,7 +239,8 @@ class Process:
         now = time.monotonic()
         if now - self._complained_at >= COMPLAIN_SECONDS:
             self._complained_at = now
-            logger.warning("no live worker takes the tasks of the queue %r", dispatch.queue_of(dispatch.STORE))
+            queue = dispatch.queue_of(dispatch.STORE)
+            logger.warning("no live worker takes the tasks of the queue %r: start manage.py delivery_worker", queue)
 
     def forget_workers(self) -> None:
         """Look again for live workers at the next question: one came or went."""

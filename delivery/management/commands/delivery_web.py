@@ -74,8 +74,8 @@ class Command(BaseCommand):
             self._warn(notice)
         if not clients.answers():
             self._warn(
-                f"Redis does not answer at {clients.place()}. Start it, or correct DELIVERY['REDIS_URL']: until then only "
-                "payloads up to INLINE_LIMIT move."
+                f"Redis does not answer at {clients.place()}: no socket is served before it does. Start it, or correct "
+                "DELIVERY['REDIS_URL'] and CHANNEL_LAYERS."
             )
         try:
             self.check_migrations()

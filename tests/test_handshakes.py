@@ -1,4 +1,4 @@
-"""A handshake for a path that nobody serves is answered with 404 at once, and with no traceback."""
+"""Handshakes that no consumer answers: 404 for a path that nobody serves, 503 while Redis is away, and no traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.handlers.asgi import ASGIHandler
 from websockets.exceptions import InvalidStatus
 
-from delivery import not_found
+from delivery import handshakes
 from delivery.routing import websocket_application, websocket_urlpatterns
 from tests.launch.live import ROOT, clean_environment, free_port, wait_until
 
@@ -42,9 +42,9 @@ async def answers(application: Any, *, path: str = "/ws/other/", extensions: dic
     [
         websocket_application,
         ProtocolTypeRouter({"websocket": websocket_application}),
-        not_found.answered(URLRouter(websocket_urlpatterns)),  # as a site has it that adds its own
-        not_found.answered(ProtocolTypeRouter({})),
-        not_found.answered(ASGIHandler()),
+        handshakes.answered(URLRouter(websocket_urlpatterns)),  # as a site has it that adds its own
+        handshakes.answered(ProtocolTypeRouter({})),
+        handshakes.answered(ASGIHandler()),
     ],
     ids=["ours", "ours beside HTTP", "URLRouter", "no sockets at all", "Django alone"],
 )
@@ -63,7 +63,7 @@ async def test_faults_of_the_site_are_not_hidden() -> None:
         raise ValueError("No such thing")
 
     with pytest.raises(ValueError, match="No such thing"):
-        await answers(not_found.answered(broken), extensions=EXTENSION)
+        await answers(handshakes.answered(broken), extensions=EXTENSION)
 
 
 async def test_a_path_cannot_forge_lines_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,9 +85,7 @@ from delivery.routing import websocket_application, websocket_urlpatterns
 plain = ProtocolTypeRouter({"http": http, "websocket": URLRouter(websocket_urlpatterns)})
 ours = ProtocolTypeRouter({"http": http, "websocket": websocket_application})
 """
-SETTINGS = (
-    "from project.settings import *\nASGI_APPLICATION = 'plain_site.plain'\nREDIS_URL = 'redis://127.0.0.1:1/0'\n"
-)
+SETTINGS = "from project.settings import *\nASGI_APPLICATION = 'plain_site.plain'\n"
 
 
 @contextlib.contextmanager
@@ -101,6 +99,7 @@ def serving(folder: Path, command: list[str]) -> Iterator[tuple[int, Path]]:
         DJANGO_SETTINGS_MODULE="plain_settings",
         PYTHONPATH=f"{folder}:{ROOT}",
         PYTHONUNBUFFERED="1",
+        REDIS_URL="redis://127.0.0.1:1/0",
     )
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -130,3 +129,17 @@ async def test_real_servers_say_so(command: list[str], tmp_path: Path) -> None:
         assert refused.value.response.status_code == 404
         assert "/ws/wrong/" in log.read_text()
         assert "Traceback" not in log.read_text()
+        assert "delivery_web" not in command or "without completing handshake" not in log.read_text()
+
+
+async def test_while_redis_is_away_clients_are_told_to_come_back(tmp_path: Path) -> None:
+    """Each of them comes every few seconds: one line, no traceback."""
+    with serving(tmp_path, [str(ROOT / "manage.py"), "delivery_web", "--port"]) as (port, log):
+        before = log.read_text()
+        assert "Redis does not answer at 127.0.0.1:1/0: no socket is served before it does" in before
+        with pytest.raises(InvalidStatus) as refused:
+            await websockets.connect(f"ws://127.0.0.1:{port}/ws/delivery/")
+        assert refused.value.response.status_code == 503
+        said = log.read_text()[len(before) :]
+        assert "the channel layer does not answer (ConnectionError): 503" in said
+        assert "Traceback" not in said
