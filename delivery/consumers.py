@@ -205,7 +205,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def delivery_worker_ready(self, event: dict[str, Any]) -> None:
         if self.session is not None:
-            self.session.worker_ready()
+            self.session.worker_ready(str(event.get("worker", "")))
 
     async def delivery_taken_over(self, event: dict[str, Any]) -> None:
         if self.session is not None:

@@ -100,6 +100,7 @@ class BlockCache:
     def note_staged(self, payload: UUID, worker: str) -> None:
         """Note which worker has just staged a range of a payload."""
         _remember(self._staged, payload, (worker, time.monotonic()))
+        self._process.staged(payload, worker)
 
     async def get(self, payload: UUID, size: int, group: int) -> Group:
         """Return a group of blocks of a payload of `size` bytes, fetched at most once however many ask.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from delivery import conf, notify, policy
@@ -53,6 +54,7 @@ async def _login_of(session: Session, token: str | None) -> Login | Refusal:
 
 def _welcome(session: Session, holder: Holder, groups: list[str]) -> None:
     options = conf.current()
+    session.welcomed_at = time.monotonic()
     session.socket.limit_messages(options.max_message + server.SLACK_BYTES)
     session.connection.welcome(
         messages.Welcome(

@@ -41,12 +41,13 @@ FINISH_SECONDS = 0.05  # that the last run waits for `finish`
 class Reports:
     """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost.
 
-    `confirm` is asked before a payload is completed: it raises `TransferAborted` where its sender is logged out.
+    `moved_by` is given the worker that moved it. `confirm` is asked before a payload is completed: it raises `TransferAborted` where its sender is logged out.
     """
 
     changed: Callable[[], None]
     rewind: Callable[[Receiver, int], None]
     confirm: Callable[[], Awaitable[None]]
+    moved_by: Callable[[str], None] = lambda worker: None
 
 
 class Intake:
@@ -308,6 +309,7 @@ class Intake:
         event = message.get("event")
         if worker := message.get("worker"):
             self.worker, self.worker_at = str(worker), time.monotonic()
+            self._reports.moved_by(self.worker)
         if event == "stored":
             self._storage_failures = 0
             self._moved(message["lease"], message["position"])

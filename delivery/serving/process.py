@@ -26,6 +26,7 @@ from delivery.serving import credit, login
 from delivery.serving.batches import Batcher
 from delivery.serving.cache import BlockCache
 from delivery.serving.credit import CreditLedger
+from delivery.serving.draining_workers import DrainingWorkers
 from delivery.serving.hearing import Hearing
 from delivery.serving.login import Login
 from delivery.serving.lookout import LOOK_SECONDS, Lookout
@@ -104,6 +105,7 @@ class Process:
         self.connections = Connections()
         self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
         self.draining = False
+        self.draining_workers = DrainingWorkers()
         self._positions: dict[tuple[UUID, str], int] = {}
         self._workers: frozenset[str] = frozenset()
         self._workers_at = -WORKERS_SECONDS
@@ -245,6 +247,12 @@ class Process:
     def forget_workers(self) -> None:
         """Look again for live workers at the next question: one came or went."""
         self._workers_at = -WORKERS_SECONDS
+
+    def staged(self, payload: UUID, worker: str) -> None:
+        """Tell the recipients of a payload which worker has just staged a range of it, where that one drains."""
+        if self.draining_workers.since(worker) is not None:
+            for session in self.lookout.sessions():
+                session.staged(payload, worker)
 
     def note_position(self, transfer: UUID, client: str, position: int) -> None:
         """Note how far a client is, in bytes; written with all others within 5 s."""

@@ -50,6 +50,7 @@ class Session:
         self.process = process.current()
         self.login = found if isinstance(found, Login) else None  # None until a hello brings a token
         self.confirmed_at = time.monotonic()
+        self.welcomed_at: float | None = None
         self.quota = Quota()  # the policy's, from hello on
         self.client = ""
         self.holder: Holder | None = None
@@ -314,13 +315,29 @@ class Session:
     def worker_draining(self, worker: str) -> None:
         """A worker shuts down: go away if it is the one that moves our transfers."""
         self.process.forget_workers()
+        self.process.draining_workers.add(worker)
         if leaving.served_by(self, worker):
             self.spawn(self.leave("worker_draining"), "leaving")
 
-    def worker_ready(self) -> None:
+    def worker_ready(self, worker: str) -> None:
         """A worker has come: what waited for one may go on."""
         self.process.forget_workers()
+        self.process.draining_workers.discard(worker)
         self.spawn(uploading.release_held(self), "release")
+
+    def moved_by(self, worker: str) -> None:
+        """A worker has reported on a transfer of ours: go away if it drains, and did not when we were welcomed.
+
+        It may not have reported on any before. Whoever comes back meanwhile is not sent away again.
+        """
+        since = self.process.draining_workers.since(worker)
+        if since is not None and not self.deaf and self.welcomed_at is not None and self.welcomed_at < since:
+            self.spawn(self.leave("worker_draining"), "leaving")
+
+    def staged(self, payload: UUID, worker: str) -> None:
+        """A worker has staged a range of a payload."""
+        if any(outflow.granted and outflow.waiting.payload == payload for outflow in self.outflows.values()):
+            self.moved_by(worker)
 
     def arrived(self, address: str, waiting: Waiting | None) -> None:
         """A payload has arrived for an address that this connection has joined; `waiting`: all of it, if it is small."""

@@ -132,6 +132,7 @@ async def _accept(session: Session, receiver: Receiver, opened: Opened) -> None:
         changed=session.wake,
         rewind=lambda which, seq: _rewind(session, which, seq),
         confirm=session.confirm,
+        moved_by=session.moved_by,
     )
     intake = kind(session.process, receiver, opened, reports)
     first = session.early.pop(receiver.handle, None)

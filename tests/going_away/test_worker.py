@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from celery import current_app
+from django.contrib.auth.models import User
 
+from delivery import deliver
+from delivery.models import Payload
 from tests.conformance.peer import Peer
 from tests.going_away.conftest import Connect
 from tests.going_away.crowd import DATA, DIGEST, WINDOW_BYTES, Crowd
@@ -127,6 +133,69 @@ async def test_only_those_that_it_served_lately_are_closed(rig: Rig, site: Site,
     await go_on(other, handle, 32, 64)
     status, _ = await first.ends(within=WORKER_GRACE_SECONDS)
     assert status == 0
+
+
+def children(worker: Process) -> list[int]:
+    """Return the processes of a worker's pool."""
+    return [int(pid) for pid in Path(f"/proc/{worker.popen.pid}/task/{worker.popen.pid}/children").read_text().split()]
+
+
+@contextlib.contextmanager
+def paused(pids: Sequence[int]) -> Iterator[None]:
+    """Have processes stand still."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def has_tasks(site: Site, count: int) -> None:
+    """Wait until workers have taken so many tasks that are not finished."""
+
+    def taken() -> bool:
+        with current_app.connection() as connection:
+            return int(connection.default_channel.client.hlen("unacked")) >= count
+
+    await site.until(taken, what="task in hand")
+
+
+async def test_a_worker_that_has_not_reported_yet_sends_away_with_its_first_report(
+    rig: Rig, site: Site, connect: Connect
+) -> None:
+    """An upload and a delivery, whose tasks the worker has begun as it drains; who comes after that stays."""
+    web, worker = rig.web(), rig.worker("first", "--pool=prefork")
+    web.wait_ready()
+    worker.wait_ready()
+    people = [await site.person(), await site.person()]
+    user = await site.run(User.objects.get, pk=people[1].pk)
+    payload = await site.run(deliver, DATA, user)
+    await site.until(lambda: Payload.objects.get(pk=payload.pk).state == "complete", what="sealed payload")
+    uploading, idle = await connect(), await connect()
+    async with Peer.open(rig.ws_url, token=people[1].token) as receiving:
+        with paused(children(worker)):
+            handle, _ = await uploading.offer(size=len(DATA))
+            await uploading.hear("accept", handle=handle)
+            for seq in range(64):
+                await uploading.chunk(handle, seq, DATA[seq * SIZE : (seq + 1) * SIZE])
+            await has_tasks(site, 1)
+            await receiving.hello(receive=True)
+            offer = await receiving.hear("offer")
+            await receiving.say(
+                "accept", transfer=offer["transfer"], handle=offer["handle"], chunk_size=SIZE, seq=0, limit=64
+            )
+            await has_tasks(site, 2)
+            worker.send(signal.SIGTERM)
+            worker.says("Warm shutdown")
+            again = await connect()
+            await asyncio.gather(uploading.settle(), receiving.settle(), idle.settle())
+        assert await uploading.closes() == (1001, "going away")
+        assert await receiving.closes() == (1001, "going away")
+    status, _ = await worker.ends(within=WORKER_GRACE_SECONDS)
+    assert status == 0
+    await asyncio.gather(again.settle(), idle.settle())
 
 
 async def consume(site: Site, **what: str) -> None:
