@@ -177,7 +177,8 @@ def unsettled(people: list[int], *, failures: bool) -> list[str]:
 
 def wrong_rows(people: list[int]) -> list[str]:
     """Return what contradicts itself in the rows of these users."""
-    from django.db.models import Sum
+    from django.db.models import F, Sum
+    from django.db.models.functions import Coalesce
 
     from delivery.models import Payload, PayloadState, Usage
 
@@ -192,7 +193,7 @@ def wrong_rows(people: list[int]) -> list[str]:
             found.append(f"payload {row.pk}: segments hold {at} of {row.size} bytes")
     for usage in Usage.objects.filter(user__in=people):
         charged = Payload.objects.filter(owner=usage.user_id, state=PayloadState.COMPLETE).aggregate(
-            sum=Sum("reserved")
+            sum=Sum(F("reserved") + Coalesce(F("overhead"), 0))
         )
         if usage.live != 0 or usage.stored != (charged["sum"] or 0):
             found.append(
