@@ -10,7 +10,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -204,7 +204,7 @@ class Run:
             while True:
                 try:
                     receipt = await client.send(
-                        data, to=[f"user:{recipient[0].pk}"], name=name, progress=progress, transfer=None
+                        self._source(data), to=[f"user:{recipient[0].pk}"], name=name, progress=progress, transfer=None
                     )
                     break
                 except Exception as error:  # noqa: BLE001 - nothing that happens may reach a sender
@@ -214,6 +214,19 @@ class Run:
             self._check_stored(receipt.payload, data)
             self.digests[name] = receipt.sha256
             self.open -= 1
+
+    def _source(self, data: bytes) -> Any:
+        """Return a payload: its bytes, or a producer of them that may pause for longer than a stall takes."""
+        chance = self.world.chance
+        if chance.random() < 0.7:
+            return data
+        pauses = [chance.choice((0.0, 1.0, 75.0)) for _ in range(2)]
+        return self._produce(data, chance.randrange(len(data) + 1), pauses)
+
+    async def _produce(self, data: bytes, half: int, pauses: list[float]) -> AsyncIterator[bytes]:
+        for part, pause in zip((data[:half], data[half:]), pauses, strict=True):
+            await asyncio.sleep(pause)
+            yield part
 
     async def _receive(self, person: tuple[User, str], count: int) -> None:
         client = make_client(

@@ -82,6 +82,7 @@ def test_all_ends_well_with_servers_of_before(rows: None, monkeypatch: pytest.Mo
         assert not outcome.problems, f"seed {seed}: {outcome.problems}\n" + "\n".join(outcome.trace[-150:])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a world that is left unfinished
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "seeds"),
     [

@@ -312,6 +312,7 @@ class Consumer(DeliveryConsumer):
 
     def __init__(self, found: Wire, channel: str) -> None:
         super().__init__()
+        self.scope: dict[str, Any] = {}
         self.channel_name = channel
         self.groups_joined: set[str] = set()
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
