@@ -6,11 +6,8 @@ ENV PYTHONUNBUFFERED=1 \
     DELIVERY_VAR=/var/lib/delivery
 
 WORKDIR /srv/site
-COPY requirements.txt .
-# Without the tools for tests and checks.
-RUN sed '/^# tests and checks/,$d' requirements.txt > /tmp/requirements.txt \
-    && pip install --no-cache-dir -r /tmp/requirements.txt \
-    && rm /tmp/requirements.txt
+COPY requirements-run.txt .
+RUN pip install --no-cache-dir -r requirements-run.txt
 
 # A named volume takes over owner and mode of the directory that it is mounted on.
 RUN useradd --system --home-dir /srv/site site \

@@ -8,6 +8,8 @@ VENV ?= .venv
 DJANGO ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/requirements.stamp
+RUN_STAMP := $(VENV)/requirements-run.stamp
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format demo bench faults
@@ -15,14 +17,21 @@ STAMP := $(VENV)/requirements.stamp
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Installed again only when requirements.txt has changed since.
-$(STAMP): requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(if $(DJANGO),$(BIN)/python -m pip install --quiet --disable-pip-version-check 'Django$(DJANGO)')
+# Installed again only when the list has changed since. What runs needs less than what tests: a first `make run` is short.
+$(RUN_STAMP): requirements-run.txt
+	@echo "Installing what runs into $(VENV) (once; some 40 MB to download)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --progress-bar on -r $<
+	@$(if $(DJANGO),$(PIP) 'Django$(DJANGO)')
 	@touch $@
 
-run: $(STAMP) ## start everything: Valkey, database, worker, beat, web (PORT=8000)
+$(STAMP): requirements.txt $(RUN_STAMP)
+	@echo "Installing the tools of the tests into $(VENV) (once)"
+	@$(PIP) --progress-bar on -r $<
+	@$(if $(DJANGO),$(PIP) 'Django$(DJANGO)')
+	@touch $@
+
+run: $(RUN_STAMP) ## start everything: Valkey, database, worker, beat, web (PORT=8000)
 	@$(BIN)/python manage.py up
 
 lint: $(STAMP) ## check style and types
@@ -39,7 +48,7 @@ test: lint ## check style and types, then run every test on real parts
 	# try alone, since many deadlines of the protocol are short; what fails alone as well has failed.
 	$(BIN)/python -m pytest -n 3 --dist loadfile || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
-demo: $(STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
+demo: $(RUN_STAMP) ## move FILE=path (64 MiB are generated where none is given) through cut connections, checked
 	@$(BIN)/python -m demo $(if $(FILE),"$(FILE)")
 
 bench: $(STAMP) ## measure against nginx, tus and others (ONLY=part of a row's name, QUICK=1)

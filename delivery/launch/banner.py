@@ -20,17 +20,17 @@ class TerminalLines:
 def terminal_lines(url: str, *, python: str = "python", variables: str = "") -> TerminalLines:
     """Return the commands with which bob receives what alice sends through the socket at `url`.
 
-    `python` and `variables` (`NAME=value `) are put in as they are, and so must be quoted. Their defaults tell
+    No token becomes an argument of a process. `python` and `variables` (`NAME=value `) are put in as they are, and so must be quoted. Their defaults tell
     strangers nothing about the machine.
     """
-    client = f"{python} -m delivery.client"
 
-    def token(user: str) -> str:
-        return f"--token $({variables}{python} manage.py delivery_token {user})"
+    def client(user: str, arguments: str) -> str:
+        # In a variable of this one command, and not among its arguments, which every user of the machine can see.
+        token = f"DELIVERY_TOKEN=$({variables}{python} manage.py delivery_token {user})"
+        return f"{token} {python} -m delivery.client {arguments} --url {url}"
 
     return TerminalLines(
-        receive=f"{client} receive --dir received --url {url} {token('bob')}",
-        send=f"{client} send FILE --to user:bob --url {url} {token('alice')}",
+        receive=client("bob", "receive --dir received"), send=client("alice", "send FILE --to user:bob")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,33 @@ URL = "ws://127.0.0.1:8000/ws/delivery/"
 def test_lines_are_short_in_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
     lines = local_lines(URL, tmp_path / "var", tmp_path)
-    token = "--token $(.venv/bin/python manage.py delivery_token"
-    assert lines.send == f".venv/bin/python -m delivery.client send FILE --to user:bob --url {URL} {token} alice)"
-    assert lines.receive == f".venv/bin/python -m delivery.client receive --dir received --url {URL} {token} bob)"
+    token = "DELIVERY_TOKEN=$(.venv/bin/python manage.py delivery_token"
+    client = ".venv/bin/python -m delivery.client"
+    assert lines.send == f"{token} alice) {client} send FILE --to user:bob --url {URL}"
+    assert lines.receive == f"{token} bob) {client} receive --dir received --url {URL}"
 
 
 def test_other_directory_is_named_and_quoted(tmp_path: Path) -> None:
     lines = local_lines(URL, Path("/a b/var"), tmp_path)
-    assert "--token $(DELIVERY_VAR='/a b/var' " in lines.send
+    assert lines.send.startswith("DELIVERY_TOKEN=$(DELIVERY_VAR='/a b/var' ")
 
 
 def test_lines_for_strangers_name_no_path_of_the_machine() -> None:
     lines = terminal_lines(URL)
     assert lines.send == (
-        f"python -m delivery.client send FILE --to user:bob --url {URL} "
-        "--token $(python manage.py delivery_token alice)"
+        "DELIVERY_TOKEN=$(python manage.py delivery_token alice) "
+        f"python -m delivery.client send FILE --to user:bob --url {URL}"
     )
+
+
+def test_the_token_is_in_no_argument(tmp_path: Path) -> None:
+    """What `ps` shows to every user of the machine: the shell puts the token into the environment of one process."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nif [ "$1" = manage.py ]; then echo c4n4ry; else echo "$DELIVERY_TOKEN: $@"; fi\n')
+    python.chmod(0o755)
+    lines = terminal_lines(URL, python=str(python))
+    shown = subprocess.run(["sh", "-c", lines.receive], capture_output=True, text=True, check=True).stdout
+    assert shown == f"c4n4ry: -m delivery.client receive --dir received --url {URL}\n"
 
 
 def test_site_without_demo_accounts_names_no_passwords(tmp_path: Path) -> None:

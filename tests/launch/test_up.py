@@ -65,11 +65,10 @@ def test_passwords_are_private_and_named(stack: LiveStack) -> None:
 
 
 def test_says_how_to_send_and_receive(stack: LiveStack) -> None:
-    token = rf"\$\(DELIVERY_VAR={re.escape(str(stack.var))} \S+ manage.py delivery_token"
-    assert stack.said(
-        rf"-m delivery.client send FILE --to user:bob --url ws://\S+:{stack.port}/ws/delivery/ --token {token} alice"
-    )
-    assert stack.said(rf"-m delivery.client receive --dir received --url \S+ --token {token} bob")
+    token = rf"DELIVERY_TOKEN=\$\(DELIVERY_VAR={re.escape(str(stack.var))} \S+ manage.py delivery_token"
+    url = rf"--url ws://\S+:{stack.port}/ws/delivery/$"
+    assert stack.said(rf"{token} alice\) \S+ -m delivery.client send FILE --to user:bob {url}")
+    assert stack.said(rf"{token} bob\) \S+ -m delivery.client receive --dir received {url}")
 
 
 def test_other_commands_find_the_stack_by_its_directory(stack: LiveStack) -> None:
