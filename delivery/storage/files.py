@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,10 @@ from delivery.reservation import reserve
 
 # Top packages of the SDKs behind storage backends. Their errors share no base class.
 SDKS = frozenset({"azure", "boto3", "botocore", "dropbox", "google", "libcloud", "paramiko", "s3transfer", "urllib3"})
+logger = logging.getLogger(__name__)
+
 NOT_FOUND = 404
+MOST_NAME = 500  # characters, as long as a segment's column
 _OUR_NAME = re.compile(r"[0-9]+-[0-9]+-")
 PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
 
@@ -68,16 +72,30 @@ def _says_missing(error: Exception) -> bool:
 
 
 class StreamFile(File):  # type: ignore[type-arg]
-    """A file for `Storage.save` whose bytes come from an iterator, once, without being joined."""
+    """A file for `Storage.save` whose bytes come from an iterator, once, without being joined.
+
+    `taken`: how many bytes were read. A storage that reads it a second time, to try again, would find nothing left, and
+    store a shorter file: it gets an error.
+    """
 
     def __init__(self, pieces: Iterator[bytes], size: int) -> None:
         super().__init__(None)
         self.size = size
-        self._pieces = pieces
+        self.taken = 0
+        self._pieces = self._counted(pieces)
         self._rest = b""
+        self._begun = False
         self.mode = "rb"
 
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.taken += len(piece)
+            yield piece
+
     def chunks(self, chunk_size: int | None = None) -> Iterator[bytes]:
+        if self._begun:
+            raise io.UnsupportedOperation("the storage reads a file twice that can be read once")
+        self._begun = True
         if self._rest:
             rest, self._rest = self._rest, b""
             yield rest
@@ -122,10 +140,14 @@ def write(alias: str, payload: UUID, offset: int, lease: int, pieces: Iterator[b
     try:
         with reporting():
             target = storage(alias)
-            return target.save(wanted, StreamFile(_making_room(target, wanted, pieces, size), size))
+            stream = StreamFile(_making_room(target, wanted, pieces, size), size)
+            stored = wanted = target.save(wanted, stream)
+        if stream.taken != size or len(stored) > MOST_NAME:
+            raise StorageUnavailable(f"storage took {stream.taken} of {size} bytes, under a name of {len(stored)}")
     except BaseException:
         delete(alias, wanted)  # a full disk leaves part of a file under its final name
         raise
+    return stored
 
 
 def _making_room(target: Storage, name: str, pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -150,31 +172,34 @@ def _writes_plainly(target: FileSystemStorage) -> bool:
 
 
 def delete(alias: str, name: str) -> bool:
-    """Delete a file; return whether Storage took the call. A file that is gone already is fine; the sweep looks again."""
+    """Delete a file; return whether Storage took the call. A file that is gone already is fine; the sweep looks again.
+
+    Never raises, whatever a backend does: who deletes is ending something, or handling an error.
+    """
     try:
         with reporting():
             storage(alias).delete(name)
+    except StoredFileMissing:
+        return True
     except StorageUnavailable:
+        return False
+    except Exception:
+        logger.exception("storage %r does not delete a file", alias)
         return False
     return True
 
 
 def delete_folder(alias: str, payload: UUID) -> None:
-    """Remove the folder of a payload once it is empty, where folders exist."""
-    with (
-        contextlib.suppress(StorageUnavailable),
-        reporting(),
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-    ):
-        storage(alias).delete(folder(payload))
+    """Remove the folder of a payload once it is empty, where folders exist. Never raises."""
+    delete(alias, folder(payload))
 
 
 def names(alias: str, payload: UUID) -> list[str]:
-    """Return the names of all files in a payload's folder. Raises `StorageUnavailable`."""
+    """Return the names of all files in a payload's folder; none where Storage can't list. Raises `StorageUnavailable`."""
     with reporting():
         try:
             found = storage(alias).listdir(folder(payload))[1]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotImplementedError):
             return []
     return [f"{folder(payload)}/{name}" for name in found]
 

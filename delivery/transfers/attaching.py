@@ -15,7 +15,7 @@ from django.db import models
 from django.utils import timezone
 
 from delivery import conf, dispatch
-from delivery.errors import BufferUnavailable, IntegrityError, StoredFileMissing, UsageError
+from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable, StoredFileMissing, UsageError
 from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
@@ -223,7 +223,11 @@ def _save(column: models.FileField, wanted: str, content: StreamFile) -> str:
     storage.get_available_name = note_name  # type: ignore[method-assign]
     try:
         with files.reporting():
-            return storage.save(wanted, content, max_length=column.max_length)
+            stored = storage.save(wanted, content, max_length=column.max_length)
+        given.append(stored)
+        if content.taken != content.size:
+            raise StorageUnavailable(f"storage took {content.taken} of {content.size} bytes")
+        return stored
     except BaseException:
         if given:
             _delete(storage, given[-1])

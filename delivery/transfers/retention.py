@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 from uuid import UUID
 
 from django.db.models import Q
@@ -26,19 +27,28 @@ UNSEEN_SECONDS = 60.0
 
 
 def sweep() -> dict[str, int]:
-    """Do once what is due: expire, seal again, announce again, delete orphans. Returns what was done, by kind."""
-    done = {
-        "expired": _expire_payloads() + _expire_uploads() + missing_files.give_up_expired(),
-        "missing": missing_files.try_due(),
-        "sealing": _seal_again(),
-        "orphans": _delete_orphans() + _delete_lost_daily(),
-        "events": _forget_events(),
-    }
-    notices.announce_due()
-    attaching.compose_due()
-    quotas.count_again()
+    """Do once what is due: expire, seal again, announce again, delete orphans. Returns what was done, by kind.
+
+    What a step raises is raised once all were tried.
+    """
+    done: dict[str, int] = {}
+    failures = [error for kind, step in _STEPS if (error := _try(kind, step, done)) is not None]
     events.write()
+    if failures:
+        raise failures[0]
     return done
+
+
+def _try(kind: str, step: Callable[[], int | None], done: dict[str, int]) -> Exception | None:
+    """Do one step of the sweep; return what it raised: it keeps none of the others from their turn."""
+    try:
+        count = step()
+    except Exception as error:
+        logger.exception("a step of the sweep failed")
+        return error
+    if kind and count is not None:
+        done[kind] = done.get(kind, 0) + count
+    return None
 
 
 def _expire_payloads() -> int:
@@ -123,9 +133,9 @@ def delete_orphans(payload: UUID) -> int:
 def delete_lost() -> int:
     """Delete the folders of payloads without a row: `deliver()` was killed between copying and writing its rows.
 
-    Not those with a file that became the site's. Empty ones too, which a task leaves that comes when its payload has just been deleted.
-    Only what is a day old: rows come last, and a copy that is under way has none yet. Lists all of Storage, so that the
-    sweep does it once a day.
+    Empty ones too, which a task leaves that comes when its payload has just been deleted; none with a file that became
+    the site's. Only what is a day old: rows come last, and a copy that is under way has none yet. Also what is left of
+    payloads that have ended. Lists all of Storage, so that the sweep does it once a day. Raises `StorageUnavailable`.
     """
     alias = conf.current().storage
     young = timezone.now() - ORPHANS_AGAIN
@@ -133,9 +143,18 @@ def delete_lost() -> int:
     found = files.folders(alias)
     for start in range(0, len(found), BATCH):
         batch = found[start : start + BATCH]
+        ended = Payload.objects.filter(pk__in=batch, state__in=ending.OVER, in_place=False)
+        count += sum(_delete_rest(alias, pk) for pk in ended.values_list("pk", flat=True))
         known = set(Payload.objects.filter(pk__in=batch).values_list("pk", flat=True))
         known |= set(HandedOver.objects.filter(payload__in=batch).values_list("payload", flat=True))
         count += sum(_delete_folder(alias, pk, young) for pk in batch if pk not in known)
+    return count
+
+
+def _delete_rest(alias: str, payload: UUID) -> int:
+    """Delete what is left of a payload that has ended: Storage was away then, or whoever deleted it was killed."""
+    count = delete_orphans(payload)
+    files.delete_folder(alias, payload)
     return count
 
 
@@ -163,3 +182,18 @@ def _delete_lost_daily() -> int:
 def _forget_events() -> int:
     oldest = timezone.now() - datetime.timedelta(seconds=conf.current().event_expiry)
     return Event.objects.filter(at__lt=oldest).delete()[0]
+
+
+_STEPS: tuple[tuple[str, Callable[[], int | None]], ...] = (
+    ("expired", _expire_payloads),
+    ("expired", _expire_uploads),
+    ("expired", missing_files.give_up_expired),
+    ("missing", missing_files.try_due),
+    ("sealing", _seal_again),
+    ("orphans", _delete_orphans),
+    ("orphans", _delete_lost_daily),
+    ("events", _forget_events),
+    ("", notices.announce_due),
+    ("", attaching.compose_due),
+    ("", quotas.count_again),
+)

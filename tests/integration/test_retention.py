@@ -138,6 +138,36 @@ async def test_folders_of_the_sites_own_in_a_shared_storage_are_left_alone(site:
     shutil.rmtree(theirs)
 
 
+async def test_files_that_nobody_deleted_when_their_payload_ended_are_deleted(
+    site: Site, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage was away then, or the process was killed between its commit and the deletion."""
+    payload = await site.run(deliver, DATA, alice.address)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "delete", lambda _alias, _name: False)
+        await site.run(payload.discard)
+    assert site.stack.files_of(payload.pk)
+    await site.run(retention.delete_lost)
+    assert not (site.stack.payload_folder / str(payload.pk)).exists()
+
+
+async def test_a_step_of_the_sweep_that_fails_keeps_none_of_the_others(
+    site: Site, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = await site.run(lambda: deliver(DATA, alice.address, expires=datetime.timedelta(seconds=-1)))
+    event = await site.run(Event.objects.create, at=timezone.now() - 31 * DAY, kind="test")
+
+    def fail(*_arguments: object) -> list[str]:
+        raise LookupError("a storage of the site's own")
+
+    monkeypatch.setattr(files, "names", fail)
+    await site.run(SweepMark.objects.all().delete)
+    with pytest.raises(LookupError):
+        await site.run(retention.sweep)
+    assert (await site.payload(payload.pk)).state == "expired"
+    assert not await site.run(Event.objects.filter(pk=event.pk).exists)
+
+
 async def test_files_of_a_live_upload_are_left_alone(connect: Connect, site: Site, alice: Person) -> None:
     peer = await connect(alice)
     _, transfer = await stored_chunk(peer)

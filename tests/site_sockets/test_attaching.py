@@ -409,9 +409,12 @@ async def test_what_is_attached_is_never_swept(site, monkeypatch, chat_stack):
 
 async def test_the_sites_file_outlives_its_payload(site):
     def attach() -> None:
+        from delivery.transfers import retention
+
         scan, payload = new_scan(), deliver(MEDIUM)
         payload.attach(scan, "beside")
         payload.discard()
+        retention.delete_lost()
         assert content(again(scan).beside) == MEDIUM
 
     await site.run(attach)
