@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from uvicorn.config import WS_PROTOCOLS
 
-from delivery.launch import guards
+from delivery.launch import internals
 from delivery.launch.bodies import BodyLimit
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ GRACEFUL_SHUTDOWN_SECONDS = 5
 ANSWER_SECONDS = 2.0
 PING_SECONDS = 20.0  # between WebSocket's own pings
 PONG_SECONDS = 60.0  # without a pong and without any other byte: then the peer is gone
+SANSIO = "websockets-sansio"  # the only one with backpressure both ways
 NEW_OBJECTS = 5_000  # between two looks at the youngest; Python's own 700 are those of five connections
 #: How long after a signal, in seconds beside `drain_seconds`, the process is ended whatever hangs in it.
 LAST_SECONDS = GRACEFUL_SHUTDOWN_SECONDS + ANSWER_SECONDS + 1.0
@@ -51,14 +53,13 @@ class WebOptions:
     body_limit: BodyLimit | None = None
 
     def config(self, application: Any) -> uvicorn.Config:
-        if guards.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
-            guards.CONNECTIONS.setLevel(logging.WARNING)  # one line for each connection, as one for each request
+        http, ws = self._protocols()
         return uvicorn.Config(
             application,
             host=self.host,
             port=self.port,
-            http=functools.partial(guards.GuardedHttp, body_limit=self.body_limit),  # type: ignore[arg-type]
-            ws=guards.GuardedWebSocket,  # websockets-sansio, the only one with backpressure both ways
+            http=http,
+            ws=ws,
             ws_max_size=self.message_limit,
             ws_per_message_deflate=False,
             ws_ping_interval=PING_SECONDS,
@@ -71,6 +72,21 @@ class WebOptions:
             access_log=False,
             log_config=None,  # Django's LOGGING stands
         )
+
+    def _protocols(self) -> tuple[Any, Any]:
+        """Return what speaks HTTP and WebSocket: ours; uvicorn's own, with a warning, where ours don't fit what is installed."""
+        if missing := internals.missing():
+            logger.warning(
+                "this uvicorn or websockets is unknown (%s): served by uvicorn's own protocols, slower and without bounds on "
+                "memory before a login. Install a version that delivery was tested with",
+                ", ".join(missing),
+            )
+            return "auto", SANSIO if SANSIO in WS_PROTOCOLS else "auto"
+        from delivery.launch import guards  # it builds on those internals
+
+        if guards.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
+            guards.CONNECTIONS.setLevel(logging.WARNING)  # one line for each connection, as one for each request
+        return functools.partial(guards.GuardedHttp, body_limit=self.body_limit), guards.GuardedWebSocket
 
 
 class Server(uvicorn.Server):
