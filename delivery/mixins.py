@@ -225,7 +225,7 @@ class _Leaver:
         self._arrivals = arrivals
         self._task = asyncio.current_task()
 
-    def revoke(self) -> None:
+    def revoke(self, reason: str) -> None:
         """Never asked for: there is no login of ours."""
 
     async def leave(self, reason: str) -> None:

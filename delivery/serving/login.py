@@ -28,6 +28,9 @@ class Refusal(enum.Enum):
     WRONG = CLOSE_CODES[4401].reason
 
 
+LOGGED_OUT = "logged out"  # the reason of a close with 4401 where the user ended the login
+
+
 class Kind(enum.Enum):
     """What a login is proven with."""
 
@@ -167,6 +170,19 @@ def still_valid(logins: Sequence[Login]) -> list[bool]:
         _holds(login, users.get(login.user.pk), by_session) and _may_stay(rules, users[login.user.pk])
         for login in logins
     ]
+
+
+def end_of(login: Login) -> str:
+    """Return the reason for closing the connection of a login that holds no more (PROTOCOL section 6). Queries the database.
+
+    A session that is gone from the database was ended by its user. One that expired is there until it is cleaned up; other
+    engines do not tell the two apart.
+    """
+    try:
+        ended = login.session is not None and sessions.is_gone(login.session)
+    except DatabaseError:  # the login does not hold, whatever the reason
+        ended = False
+    return LOGGED_OUT if ended else Refusal.WRONG.value
 
 
 def _may_stay(rules: policy.DefaultPolicy, user: Any) -> bool:

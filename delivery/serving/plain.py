@@ -104,11 +104,11 @@ class PlainSession:
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
-    def revoke(self) -> None:
+    def revoke(self, reason: str) -> None:
         """The login no longer holds: close, and take nothing more."""
         if self._storing is not None:
             self._storing.cancel()
-        self._close(4401)
+        self._close(4401, reason)
 
     async def leave(self, reason: str) -> None:
         """Close with 1001 once the message in hand is answered; `reason` has no place in plain mode."""
@@ -116,16 +116,18 @@ class PlainSession:
             await asyncio.wait({self._storing}, timeout=conf.current().drain_grace / 2)
         await self._close(1001)
 
-    def _close(self, code: int) -> asyncio.Task[None]:
+    def _close(self, code: int, reason: str = "") -> asyncio.Task[None]:
         """Close in a task of its own: a peer that does not read must not hold up who asks for it."""
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close_socket(code), name="delivery plain close")
+            self._closing = asyncio.create_task(
+                self._close_socket(code, reason or CLOSE_CODES[code].reason), name="delivery plain close"
+            )
         return self._closing
 
-    async def _close_socket(self, code: int) -> None:
+    async def _close_socket(self, code: int, reason: str) -> None:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._socket.close(code, CLOSE_CODES[code].reason)
+                await self._socket.close(code, reason)
         except ConnectionClosed:
             return
         except TimeoutError:

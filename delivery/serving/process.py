@@ -68,7 +68,7 @@ class Leaver(Protocol):
 
     async def leave(self, reason: str) -> None: ...
 
-    def revoke(self) -> None: ...
+    def revoke(self, reason: str) -> None: ...
 
 
 class Process:
@@ -291,9 +291,15 @@ class Process:
         held = [(session, session.login) for session in self.sessions if session.login is not None]
         if held:
             valid = await self.db(login.still_valid, [one for _, one in held])
-            for (session, _), holds in zip(held, valid, strict=True):
+            for (session, one), holds in zip(held, valid, strict=True):
                 if not holds:
-                    _revoke(session)
+                    await self._revoke(session, one)
+
+    async def _revoke(self, session: Leaver, ended: Login) -> None:
+        try:
+            session.revoke(await self.db(login.end_of, ended))
+        except Exception:  # whatever it is: the others are to be closed all the same
+            logger.exception("a connection whose login does not hold is not closed")
 
     async def check_groups(self) -> None:
         """End every delivery through a group that its user has left."""
@@ -314,13 +320,6 @@ class Process:
                 logger.warning("the database does not answer: %s", type(error).__name__)
             except Exception:  # whatever it is: nobody would look at logins any more
                 logger.exception("%s fails; it is tried again", action.__name__)
-
-
-def _revoke(session: Leaver) -> None:
-    try:
-        session.revoke()
-    except Exception:  # whatever it is: the others are to be closed all the same
-        logger.exception("a connection whose login does not hold is not closed")
 
 
 def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

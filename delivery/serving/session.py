@@ -17,11 +17,10 @@ from delivery import conf, policy
 from delivery.errors import ProtocolViolation, TransferAborted
 from delivery.policy import Quota
 from delivery.protocol import events, messages
-from delivery.protocol.codes import CLOSE_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.serving import delivering, greeting, leaving, membership, process, uploading
+from delivery.serving import delivering, greeting, leaving, login, membership, process, uploading
 from delivery.serving.inline import InlineIntake
 from delivery.serving.intake import Intake
 from delivery.serving.login import Login, Refusal
@@ -188,14 +187,14 @@ class Session:
         holds = await self.process.questions.holds(self.login)  # many connections ask in one query
         self.confirmed_at = now
         if not holds:
-            self.revoke()
+            self.revoke(await self.process.db(login.end_of, self.login))
             raise TransferAborted("forbidden", final=False)
 
-    def revoke(self) -> None:
+    def revoke(self, reason: str) -> None:
         """The login no longer holds: close, and say nothing more, no ack either."""
         self.leaving = True
         self._writer.mute()
-        self.close(4401, CLOSE_CODES[4401].reason)
+        self.close(4401, reason)
 
     async def leave(self, reason: str) -> None:
         """Go away: `reason` of PROTOCOL section 6."""

@@ -34,6 +34,12 @@ def user_of(key: str) -> Any | None:
     return user if user.is_authenticated else None
 
 
+def is_gone(key: str) -> bool:
+    """Return whether a session was removed from the database: its user logged out. Queries the database."""
+    engine = _engine()
+    return issubclass(engine, SessionStore) and not engine().exists(key)
+
+
 def users_of(keys: Collection[str]) -> dict[str, Any]:
     """Return the users of sessions, by key, as far as that is plain; who is missing here may have one all the same.
 

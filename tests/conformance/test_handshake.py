@@ -91,7 +91,7 @@ async def test_a_token_is_void_after_a_change_of_password(shipped: Stack, site: 
 async def test_a_missing_login_closes_4401_only_after_hello(shipped: Stack) -> None:
     async with Peer.open(shipped.ws_url) as peer:
         await peer.say("hello", client="c", max_message=65_548)
-        assert (await peer.closes())[0] == 4401
+        assert await peer.closes() == (4401, "login missing")
         assert not peer.has_heard("welcome")
 
 

@@ -11,7 +11,9 @@ import crc32c
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import Group, User
+from django.contrib.sessions.models import Session
 from django.test import Client as Browser
+from django.utils import timezone
 
 from delivery import deliver, make_token
 from delivery.models import Payload, Transfer
@@ -42,7 +44,7 @@ async def send_chunk(wire: Wire, seq: int) -> bool:
     return await wire.send(frame(BINARY, struct.pack(">III", 1, seq, crc32c.crc32c(data)) + data))
 
 
-async def closes_while_sending(wire: Wire) -> None:
+async def closes_while_sending(wire: Wire, reason: str = "login expired") -> None:
     """Go on sending until the server closes with 4401, in time; check that no ack came that late."""
     began = time.monotonic()
     seq = 1
@@ -51,7 +53,7 @@ async def closes_while_sending(wire: Wire) -> None:
         seq += seq < 200
         assert time.monotonic() - began < CLOSED_SECONDS, "not closed"
         await asyncio.sleep(0.1)
-    assert wire.close == (4401, "login expired")
+    assert wire.close == (4401, reason)
 
 
 def _change_password(pk: int) -> None:
@@ -143,10 +145,27 @@ async def test_a_browser_that_logs_out_stops(open_wire: Open, site: Site, target
     assert (await wire.hello())["user"] == person.address
     await begin_upload(wire)
     await site.run(browser.logout)
-    await closes_while_sending(wire)
+    await closes_while_sending(wire, "logged out")
     again = await open_wire(None, hello=False, headers=headers)
     await again.say("hello", client="c", max_message=65_548)
-    assert (await again.closes())[0] == 4401
+    assert await again.closes() == (4401, "login missing")
+
+
+async def test_a_session_that_expires_is_not_called_logged_out(open_wire: Open, site: Site, target: Target) -> None:
+    person = await site.person()
+
+    def log_in() -> Browser:
+        browser = Browser()
+        browser.force_login(User.objects.get(pk=person.pk))
+        return browser
+
+    browser = await site.run(log_in)
+    cookie = browser.cookies[settings.SESSION_COOKIE_NAME].value
+    headers = {"Origin": f"http://127.0.0.1:{target.port}", "Cookie": f"{settings.SESSION_COOKIE_NAME}={cookie}"}
+    wire = await open_wire(None, hello=False, headers=headers)
+    await wire.hello()
+    await site.run(Session.objects.filter(session_key=cookie).update, expire_date=timezone.now())
+    assert await wire.closes() == (4401, "login expired")
 
 
 async def test_deliveries_and_plain_sockets_stop_and_others_stay(open_wire: Open, site: Site, target: Target) -> None:
