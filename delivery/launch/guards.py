@@ -224,6 +224,12 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
             self.loop.call_later(taken, self._read_on)
 
+    def eof_received(self) -> None:
+        """Give up a peer that sends nothing more while it does not read: what waits to be sent to it never goes."""
+        super().eof_received()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     def read_past_parser(self) -> None:
         """From now on, take whole messages past the parser; unless its peer, before our answer, sent it something."""
         if self.transport.is_closing() or self.conn.reader.buffer:

@@ -206,3 +206,40 @@ async def test_a_text_comes_whole_and_in_its_place(compression: str | None) -> N
     assert came[1::2] == [text.encode() for text in TEXTS]
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 4000
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def test_a_peer_that_ends_without_reading_is_gone_at_once() -> None:
+    """All that waits to be sent to it will never go: uvicorn alone waits for that until its pings find out."""
+    full, gone = asyncio.Event(), asyncio.Event()
+
+    async def flood(send: Any) -> None:
+        while True:
+            sending = asyncio.ensure_future(send({"type": "websocket.send", "bytes": bytes(262_144)}))
+            if not (await asyncio.wait([sending], timeout=0.5))[0]:
+                full.set()
+            await sending
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        flooding = asyncio.ensure_future(flood(send))
+        assert (await receive())["type"] == "websocket.disconnect"
+        gone.set()
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
+
+    async with serving(application) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(UPGRADE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.wait_for(full.wait(), 10)
+        writer.write_eof()
+        await asyncio.wait_for(gone.wait(), 3)
+        writer.transport.abort()
