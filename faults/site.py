@@ -138,6 +138,30 @@ def payload_state(payload: str) -> tuple[str, str]:
     return row.state, row.failure
 
 
+def try_missing() -> int:
+    """Look for missing files as often as it takes until a payload fails, as if ten minutes had gone by.
+
+    Returns how many payloads miss a file.
+    """
+    from django.utils import timezone
+
+    from delivery.models import MissingFile
+    from delivery.transfers import missing_files
+
+    for _ in range(missing_files.LEAST_TRIES):
+        now = timezone.now()
+        MissingFile.objects.update(since=now - missing_files.LEAST_DURATION, tried_at=now - missing_files.BETWEEN_TRIES)
+        missing_files.try_due()
+    return MissingFile.objects.count()
+
+
+def revive(payload: str) -> bool:
+    """Do what the admin's button does."""
+    from delivery.transfers import revive_payload
+
+    return revive_payload(uuid.UUID(payload), by="")
+
+
 def segments_of(payload: str) -> list[tuple[str, int, int]]:
     """Return (file name, offset, length) of each segment."""
     from delivery.models import Segment

@@ -80,7 +80,7 @@ def try_again(row: MissingFile) -> bool:
     except StorageUnavailable:
         certain = False
     if not certain:
-        logger.error("stored files are missing, and the storage or most of the others too: is a volume not mounted?")
+        logger.error("a file of payload %s is missing, and most of the others too: is a volume away?", row.payload_id)
         mine.update(since=now, tries=0)
         return False
     if row.tries + 1 < LEAST_TRIES or now - row.since < LEAST_DURATION:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from faults import site
@@ -100,6 +101,58 @@ async def unreadable(trial: Trial) -> None:
             _run("rm", "-rf", str(payloads))
         aside.rename(payloads)
     trial.healed()
+
+
+@cell("storage: volume unmounted for 20 s, and back", deadline=120, most_recovery=40)
+async def unmounted(trial: Trial) -> None:
+    """An empty folder is where the volume was. No payload fails for it, however often its files are looked for."""
+    await trial.begin(big=8 * MIB, before=40 * MIB, rate=12e6)
+    await every([trial.upload], seconds=60)
+    await every([trial.delivery("before.bin")], seconds=20, look=lambda move: move.share > 0.1)
+    payloads = trial.stack.var / "payloads"
+    volume = payloads.with_name("payloads-volume")
+    trial.broken()
+    payloads.rename(volume)
+    payloads.mkdir(mode=0o700)
+    try:
+        await asyncio.sleep(20)
+        missing = await ask(site.try_missing)
+        trial.note(f"{missing} payloads missed a file")
+        trial.check(missing > 0, "nobody missed a file")
+        for payload in await ask(site.payloads_of, trial.people_ids):
+            state = await ask(site.payload_state, payload)
+            trial.check(state[0] == "complete", f"a payload is {state} because its volume was not mounted")
+    finally:
+        _run("cp", "-a", f"{payloads}/.", str(volume))
+        _run("rm", "-rf", str(payloads))
+        volume.rename(payloads)
+    trial.healed()
+
+
+@cell("storage: a stored file removed, and revived", deadline=120)
+async def removed(trial: Trial) -> None:
+    """Its recipient is told that it failed, once it is certain; it gets all of it once the file is back and revived."""
+    people = await trial.people(2)
+    size = 40 * MIB
+    await trial.deliver("neighbour.bin", MIB, people[1:])
+    payload = await trial.deliver("before.bin", size, people[:1])
+    name = trial.random.choice(await ask(site.segments_of, payload))[0]
+    path = trial.stack.var / "payloads" / name
+    aside = path.rename(trial.folder / "aside")
+    parties = [await trial.party(f"recipient{at}", person, rate=40e6, receive=True) for at, person in enumerate(people)]
+    move, neighbour = parties[0].expect("before.bin", size), parties[1].expect("neighbour.bin", MIB)
+    for party in parties:
+        party.receive()
+    deadline = time.monotonic() + 60
+    while not await ask(site.try_missing) and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    trial.check(not await every([move, neighbour], seconds=30), "the recipient is not told")
+    trial.check(move.error is not None, "the recipient got what is not there")
+    trial.check(await ask(site.payload_state, payload) == ("failed", "digest"), "the payload did not fail")
+    aside.rename(path)
+    trial.check(await ask(site.revive, payload), "it cannot be revived")
+    left = await every([move], seconds=60, look=lambda one: one.error is None and one.sha256 != "")
+    trial.check(not left, "the recipient does not get what was revived")
 
 
 @cell("storage: slow writes")
