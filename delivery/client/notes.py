@@ -122,13 +122,15 @@ def _prune_one(path: Path) -> None:
 def _prune_part(part: Path, *, untouched: bool) -> None:
     sidecar = Sidecar(part.with_suffix(".json"), part.stem)
     note = sidecar.read()
-    if not (untouched or (note is not None and _expired(note))):
+    saved = note is not None and note.state == "saved"
+    if not (untouched or saved or (note is not None and _expired(note))):
         return
     descriptor = os.open(part, os.O_RDWR)
     try:
         if try_lock(descriptor):
             part.unlink()
-            sidecar.remove()
+            if not saved:  # else it is a receipt
+                sidecar.remove()
     finally:
         os.close(descriptor)
 

@@ -158,7 +158,7 @@ class FileSink:
         if self._file >= 0:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
-        if (saved := self._receipt(self._sidecar.read())) is not None:
+        if not os.path.lexists(self._part) and (saved := self._receipt(self._sidecar.read())) is not None:
             return saved
         self._file = self._open_part()
         try:
@@ -169,7 +169,7 @@ class FileSink:
 
     def _find_position(self) -> Saved | None:
         note = self._sidecar.read()
-        if (saved := self._receipt(note)) is not None:  # another process saved it while we came for the lock
+        if (saved := self._receipt(note)) is not None:  # of a process that was killed, or saved it while we came here
             self._remove_part()
             return saved
         if note is not None and note.state == "complete":
@@ -197,14 +197,17 @@ class FileSink:
         That process may have been killed at any step, and others may have changed the files since: they are hashed.
         """
         target = self._target(note)
+        ours = placement.is_file_of(target, self._file)
+        if not ours and _holds(target, note):  # moved already: what we opened is a new, empty part
+            return self._say_saved(note)
         if note.size == os.fstat(self._file).st_size and _sha256(self._file, note.size).hexdigest() == note.sha256:
             self._note, self._position = note, note.size
-            if note.claimed and not placement.is_file_of(target, self._file):
+            if note.claimed and not ours:
                 placement.remove_claim(target)
             return self._commit()
-        if _holds(target, note):  # moved already: what we opened is a new, empty part
-            return self._say_saved(note)
-        if note.claimed:
+        if ours:  # it had its name, and was changed before it had its receipt
+            target.unlink()
+        elif note.claimed:
             placement.remove_claim(target)
         self._sidecar.remove()
         self._begin(0)
@@ -212,7 +215,8 @@ class FileSink:
 
     def _open_part(self) -> int:
         """Open and lock the part: not one that another process removed before we had the lock."""
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        # Appending: where another process changes its length between our look and our write, the two differ for good.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         for _ in range(OPEN_ATTEMPTS):
             descriptor = os.open(self._part, flags, 0o666)
             try:
@@ -317,7 +321,10 @@ class FileSink:
 
     def _commit(self) -> Saved:
         """Move the part to its name, so that a crash at any point neither loses nor doubles it."""
-        if self._note.path is None or not placement.is_file_of(self._target(self._note), self._file):
+        target = self._target(self._note)
+        if self._note.path is not None and placement.is_file_of(target, self._file):
+            self._check_target(target)
+        else:
             self._place()
         return self._say_saved(self._note)
 
@@ -358,7 +365,11 @@ class FileSink:
         """Write the receipt: the file is there under its name, and also after a power cut."""
         sync_directory(self._directory)
         self._write_note(replace(note, state="saved", claimed=False, expires=None))
-        self._remove_part()
+        with contextlib.suppress(
+            OSError
+        ):  # it is saved all the same; whoever looks through the folder removes the part
+            self._remove_part()
+        self._release()
         prune(self._folder)
         return self._saved(self._note)
 

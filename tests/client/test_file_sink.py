@@ -300,6 +300,13 @@ async def test_a_file_that_was_moved_already_is_known_by_its_digest(place: Place
     assert not place.part.exists()
 
 
+async def test_an_empty_payload_that_has_its_name_gets_no_second_one(place: Place) -> None:
+    (place.directory / "scan.tif").touch()
+    place.write_note(state="complete", path="scan.tif", size=0, position=0, sha256=hashlib.sha256(b"").hexdigest())
+    await place.receive(data=b"")
+    assert place.visible() == {"scan.tif": b""}
+
+
 async def test_a_complete_part_is_hashed_by_a_later_run(place: Place) -> None:
     place.write_note(state="complete", path=str(place.directory / "scan.tif"))
     place.part.write_bytes(bytes(len(DATA)))
@@ -422,6 +429,14 @@ async def test_a_part_that_is_being_saved_is_not_removed(place: Place) -> None:
     await begin(place, expires=YESTERDAY)
     prune(place.part.parent)
     assert kept(place)
+
+
+async def test_a_part_that_outlived_its_receipt_is_removed(place: Place) -> None:
+    (place.directory / "scan.tif").write_bytes(DATA)
+    place.write_note(state="saved", path="scan.tif")
+    os.link(place.directory / "scan.tif", place.part)
+    prune(place.part.parent)
+    assert (place.part.exists(), place.note.exists()) == (False, True)
 
 
 async def test_files_that_a_crash_left_half_written_are_removed(place: Place) -> None:
