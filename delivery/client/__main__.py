@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -62,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="send|receive")
     send = commands.add_parser("send", help="send files", description="Send files.", epilog=EPILOG)
     send.add_argument(
-        "files", nargs="+", metavar="FILE", help="a file, or - for standard input (which cannot be resumed)"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a file; a named pipe, or - for standard input, cannot be gone on with by another command",
     )
     send.add_argument(
         "--to",
@@ -173,13 +177,28 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
         if options.name and len(options.files) > 1:
             parser.error("--name goes with one FILE")
         for file in options.files:
-            if file != "-" and not os.path.isfile(file):
-                parser.error(f"{file}: {'is not a file' if os.path.exists(file) else 'no such file'}")
-            if file != "-" and not os.access(file, os.R_OK):
-                parser.error(f"{file}: not readable")
+            if wrong := _wrong_with(file):
+                parser.error(f"{file}: {wrong}")
     if not options.url.startswith(("ws://", "wss://")):
         parser.error(f"--url: expected ws:// or wss://, got {without_credentials(options.url)}")
     return options
+
+
+def _wrong_with(file: str) -> str | None:
+    """Return why `file` cannot be sent, None where it can."""
+    if file == "-":
+        return None
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+    except ValueError:  # a NUL
+        return "no such file"
+    if stat.S_ISDIR(mode):
+        return "is a directory; make an archive of it, for instance with tar"
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        return "is not a file"
+    return None if os.access(file, os.R_OK) else "not readable"
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, int]], unread: Callable[[], bool]) -> int:

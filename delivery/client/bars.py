@@ -91,3 +91,8 @@ class Bars:
         if stored == size or now - self._drawn.get(transfer, 0.0) >= REDRAW_SECONDS:
             self._drawn[transfer] = now
             self._bars.update(task, completed=stored, total=size)
+
+    def remove(self, transfer: str) -> None:
+        """Take away the bar of a transfer that has ended: a line says how."""
+        if (task := self._tasks.pop(transfer, None)) is not None:
+            self._bars.remove_task(task)

@@ -10,6 +10,7 @@ import uuid
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 from delivery.client.activity import Activity, NoProgress
 from delivery.client.client import Client, connect
@@ -31,11 +32,10 @@ async def send(options: Namespace, activity: Activity) -> int:
     sending = _Sending(client, options, activity)
     ok = False
     try:
-        async with activity.limited(options.timeout, excused=sending.waits_for_producer), client:
+        async with activity.limited(options.timeout, excused=sending.waits_for_producers), client:
             ok = all(await asyncio.gather(*map(sending.send, options.files)))
     except NoProgress as error:
-        again = "; the same command goes on where it was" if activity.resumable else ""
-        activity.event("failed", {"error": f"{error}{again}", "code": None})
+        _give_up(activity, str(error))
     _summarise(client, activity, started, ok=ok)
     return DONE if ok else FAILED
 
@@ -49,11 +49,11 @@ class _Sending:
         self._activity = activity
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._running = 0
-        self._input: Upload | None = None
+        self._streams: list[Upload] = []
 
-    def waits_for_producer(self) -> bool:
-        """Return whether all that is missing is more from whoever writes into standard input."""
-        return self._running == 1 and self._input is not None and self._input.waits_for_source
+    def waits_for_producers(self) -> bool:
+        """Return whether all that is missing is more from those who write into standard input and pipes."""
+        return 0 < self._running == len(self._streams) and all(stream.waits_for_source for stream in self._streams)
 
     async def send(self, file: str) -> bool:
         """Send one file and report how that ended; return whether it is done."""
@@ -61,7 +61,7 @@ class _Sending:
             label = _decodable(self._options.name or ("stdin" if file == "-" else os.path.basename(file)))
             self._running += 1
             try:
-                receipt = await (self._send_input(label) if file == "-" else self._send_file(Path(file), label))
+                receipt = await self._send_one(file, label)
             except Exception as error:  # noqa: BLE001 - shown, as the end of this file: the others go on
                 details = {"name": label, "error": self._words(error), "code": getattr(error, "code", None)}
                 self._activity.event("failed", details)
@@ -85,19 +85,29 @@ class _Sending:
             return f"{error} ({', '.join(self._options.to)})"
         return str(error) or repr(error)
 
-    async def _send_input(self, label: str) -> Receipt:
-        self._input = upload = self._client.start(
-            sys.stdin.buffer,
+    async def _send_one(self, file: str, label: str) -> Receipt:
+        if file == "-":
+            return await self._send_stream(sys.stdin.buffer, label)
+        path = Path(file)
+        return await (self._send_stream(path, label) if _is_pipe(path) else self._send_file(path, label))
+
+    async def _send_stream(self, stream: BinaryIO | Path, label: str) -> Receipt:
+        """Send what can be read once: another process could not go on with it."""
+        upload = self._client.start(
+            stream,
             self._options.to,
             name=label,
             content_type=self._options.content_type,
             progress=lambda progress: self._activity.progress(label, progress, resumable=False),
         )
+        self._streams.append(upload)
         try:
             return await upload
         except asyncio.CancelledError:
             upload.detach()
             raise
+        finally:
+            self._streams.remove(upload)
 
     async def _send_file(self, path: Path, label: str) -> Receipt:
         remembered = Resumption(path, self._options.url, self._options.to, label)
@@ -131,6 +141,10 @@ class _Sending:
         )
 
 
+def _is_pipe(path: Path) -> bool:
+    return path.is_fifo()
+
+
 def _decodable(name: str) -> str:
     """Return a name of the file system as one that can be sent: what is no UTF-8 in it is replaced."""
     return os.fsencode(name).decode(errors="replace")
@@ -152,9 +166,11 @@ async def receive(options: Namespace, activity: Activity) -> int:
         except NoProgress as error:
             # That nothing more comes is an end like any other, unless something was asked for or under way.
             ok = activity.connected and not (receiving.failed or receiving.missing or receiving.saving)
-            if not ok:
+            if ok:
+                activity.report.say(f"nothing more came for {options.timeout:g} s")
+            else:
                 came = f"{receiving.saved} of {options.count} came, " if options.count else ""
-                activity.event("failed", {"error": f"{came}{error}", "code": None})
+                _give_up(activity, f"{came}{error}")
         _summarise(client, activity, started, ok=ok)
     return DONE if ok else FAILED
 
@@ -165,8 +181,8 @@ def _introduce(client: Client, options: Namespace, activity: Activity) -> None:
     if refused:
         raise Refused("forbidden", f"the site has no such group, or you are not in it: {', '.join(refused)}")
     groups = f" and {', '.join(f'group:{name}' for name in sorted(activity.groups))}" if activity.groups else ""
-    into = "" if options.dir == "." else f" into {options.dir}"
-    activity.report.say(f"connected as {client.user}{groups}; waiting for what is sent there{into} (Ctrl-C ends it)")
+    where = "here" if options.dir == "." else f"in {options.dir}"
+    activity.report.say(f"connected as {client.user}{groups}; waiting for deliveries, saved {where} (Ctrl-C ends it)")
 
 
 class _Receiving:
@@ -234,7 +250,8 @@ class _Receiving:
         if getattr(error, "final", False):
             self._activity.forget(incoming.transfer)
         code = getattr(error, "code", None)
-        self._activity.event("failed", {"name": incoming.name, "error": str(error), "code": code})
+        details = {"transfer": incoming.transfer, "name": incoming.name, "error": str(error), "code": code}
+        self._activity.event("failed", details)
 
 
 async def _next(offers: AsyncIterator[Incoming]) -> Incoming | None:
@@ -251,6 +268,11 @@ def _client(options: Namespace, activity: Activity, *, receive: bool, client_id:
         chunk_size=options.chunk_size,
         observer=activity.event,
     )
+
+
+def _give_up(activity: Activity, error: str) -> None:
+    again = "; the same command goes on where it was" if activity.resumable else ""
+    activity.event("failed", {"error": f"{error}{again}", "code": None})
 
 
 def _summarise(client: Client, activity: Activity, started: float, *, ok: bool) -> None:

@@ -87,7 +87,7 @@ async def _handshake(url: str, token: str | None) -> LargeMessages:
         raise redirected(without_credentials(error.uri)) from None
     except websockets.InvalidStatus as error:
         status = error.response.status_code
-        if (final := refused_by_http(status, has_login=token is not None)) is not None:
+        if (final := refused_by_http(status, without_credentials(url), has_login=token is not None)) is not None:
             raise final from error
         raise NotNow(_answered(status)) from error
     except websockets.ConnectionClosed as error:  # accepted and closed at once: a balancer without a server behind it

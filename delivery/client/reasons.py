@@ -20,8 +20,8 @@ _GET_A_TOKEN = "get one with `manage.py delivery_token USER` and pass it as DELI
 _HTTP_ADVICE = {
     403: "the site refuses the login, this client's origin or the host in the URL: get a new token with "
     "`manage.py delivery_token USER`; if that does not help, the site's ALLOWED_HOSTS or a proxy in front of it may",
-    404: "there is no WebSocket at this path: expected the URL that the site's routing gives, such as /ws/delivery/",
-    405: "there is no WebSocket at this path: expected the URL that the site's routing gives, such as /ws/delivery/",
+    404: "there is no WebSocket at this path: expected the one that the site's routing gives, such as /ws/delivery/",
+    405: "there is no WebSocket at this path: expected the one that the site's routing gives, such as /ws/delivery/",
     426: "the server does not take WebSockets at this URL",
 }
 
@@ -51,17 +51,19 @@ def _too_big(max_message: int | None, chunk_size: int) -> str:
     )
 
 
-def refused_by_http(status: int, *, has_login: bool) -> ConnectionStopped | None:
-    """Return the error for an HTTP answer to the handshake, None where trying again can help."""
-    if status in (401, 403) and not has_login:
-        return ConnectionStopped(status, f"the site refuses this client: there is no token; {_GET_A_TOKEN}")
-    if status == 401:
-        return ConnectionStopped(status, f"login refused: the token is wrong or expired; {_GET_A_TOKEN}")
-    if status in _HTTP_ADVICE:
-        return ConnectionStopped(status, _HTTP_ADVICE[status])
+def refused_by_http(status: int, url: str, *, has_login: bool) -> ConnectionStopped | None:
+    """Return the error for an HTTP answer to the handshake with `url`, None where trying again can help."""
     if status in (408, 425, 429) or status >= 500:
         return None
-    return ConnectionStopped(status, f"the server answered HTTP {status} instead of opening a WebSocket")
+    return ConnectionStopped(status, f"{url}: {_http_advice(status, has_login=has_login)}")
+
+
+def _http_advice(status: int, *, has_login: bool) -> str:
+    if status in (401, 403) and not has_login:
+        return f"the site refuses this client: there is no token; {_GET_A_TOKEN}"
+    if status == 401:
+        return f"login refused: the token is wrong or expired; {_GET_A_TOKEN}"
+    return _HTTP_ADVICE.get(status, f"the server answered HTTP {status} instead of opening a WebSocket")
 
 
 def redirected(url: str) -> ConnectionStopped:

@@ -126,8 +126,12 @@ class BarReport:
             self._connections += 1
             if self._connections > 1:
                 self.say("connected again")
-        elif name != "summary":
-            self._bars.line(sentence(name, details), wrong=name == "failed")
+            return
+        if name == "summary" or (name == "closed" and details["wait"] is None):
+            return  # closed for good: the failure that follows says why, and what to do
+        if name in ("done", "failed"):
+            self._bars.remove(details.get("transfer", ""))
+        self._bars.line(sentence(name, details), wrong=name == "failed")
 
     def say(self, text: str) -> None:
         self._bars.line(printable(text))

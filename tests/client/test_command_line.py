@@ -101,6 +101,23 @@ async def test_send_reads_standard_input(server: CoreServer) -> None:
     assert (bytes(stored.data), stored.offer.name) == (b"from a pipe", "notes.txt")
 
 
+async def test_send_reads_a_named_pipe(server: CoreServer, tmp_path: Path) -> None:
+    """What a shell makes of `send <(command)`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with Command(server, "send", str(pipe)) as command:
+        await asyncio.to_thread(pipe.write_bytes, b"from a pipe")
+        assert await command.status() == 0, command.errors
+    (stored,) = server.uploads.values()
+    assert bytes(stored.data) == b"from a pipe"
+
+
+async def test_a_close_for_good_is_told_once(server: CoreServer) -> None:
+    server.token = "another"
+    status, errors = await run(server, "send", __file__, "--token", "wrong")
+    assert (status, errors.count("\n"), errors[:12]) == (1, 1, "failed: 4401")
+
+
 async def _held(server: CoreServer, condition: Callable[[], object]) -> None:
     """Have the server store nothing more as soon as `condition` holds."""
     await eventually(condition, seconds=30)
@@ -235,7 +252,7 @@ async def test_timeout_ends_a_delivery_that_does_not_move(server: CoreServer, tm
     server.offer(DATA)
     async with Command(server, "receive", "--dir", str(tmp_path), "--timeout", "2") as command:
         assert await command.status() == 1
-    assert command.events[-2]["error"].startswith("no progress for 2 s")
+    assert command.events[-2]["error"] == "no progress for 2 s; the same command goes on where it was"
 
 
 async def test_timeout_ends_an_upload_that_does_not_move_and_the_same_command_goes_on(
@@ -367,7 +384,8 @@ async def test_receive_says_who_it_is_and_that_it_waits(server: CoreServer, tmp_
     status, errors = await run(server, "receive", "--dir", str(tmp_path), "--group", "ops", "--timeout", "2")
     assert (status, errors) == (
         0,
-        f"connected as user:1 and group:ops; waiting for what is sent there into {tmp_path} (Ctrl-C ends it)\n",
+        f"connected as user:1 and group:ops; waiting for deliveries, saved in {tmp_path} (Ctrl-C ends it)\n"
+        "nothing more came for 2 s\n",
     )
 
 

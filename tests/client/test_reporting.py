@@ -77,6 +77,19 @@ def test_a_bar_shows_name_and_progress_in_any_width(columns: int, done: str, mon
     assert all(len(line) <= columns for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines())
 
 
+def test_a_bar_goes_when_its_transfer_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with BarReport() as report:
+        report.progress("one.tif", Progress("1", 5, 5, 5))
+        report.progress("two.tif", Progress("2", 1, 1, 5))
+        report.event("done", {"transfer": "1", "name": "one.tif", "size": 5, "sha256": "00"})
+        terminal.truncate(0)
+    assert "two.tif" in terminal.getvalue()
+    assert "one.tif" not in terminal.getvalue()
+
+
 def test_a_reader_that_goes_is_noticed_without_writing() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as stream:
