@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from pathlib import Path
 
 from faults.cells import cell
@@ -30,14 +31,14 @@ async def _sender(trial: Trial) -> tuple[Command, Move]:
     return await _command(trial, people[0], "big.bin", size, "send", str(path), "--to", people[1].address)
 
 
-async def _receiver(trial: Trial) -> tuple[Command, Move]:
+async def _receiver(trial: Trial, *options: str) -> tuple[Command, Move]:
     """A command that receives what the site delivers."""
     people = await trial.people(1)
     size = trial.random.choice(SIZES)
     await trial.deliver("before.bin", size, people)
     folder = trial.folder / "received"
     folder.mkdir()
-    arguments = ("receive", "--dir", str(folder), "--count", "1")
+    arguments = ("receive", "--dir", str(folder), "--count", "1", *options)
     return await _command(trial, people[0], "before.bin", size, *arguments)
 
 
@@ -118,3 +119,36 @@ async def receive_killed(trial: Trial) -> None:
 async def receive_frozen(trial: Trial) -> None:
     await _frozen(trial, *await _receiver(trial))
     await _saved_once(trial)
+
+
+@cell("client: receive's part removed, again in the same folder")
+async def receive_part_removed(trial: Trial) -> None:
+    command, move = await _receiver(trial)
+    await _reach(trial, move)
+    trial.broken()
+    for part in (trial.folder / "received").rglob("*.part"):
+        part.unlink()
+    status = await asyncio.wait_for(command.wait(), 60)
+    trial.check(status == 1, f"receive ended with {status} although its part was removed")
+    await command.start()
+    trial.healed()
+    await _end(trial, command, move)
+    await _saved_once(trial)
+
+
+@cell("client: receive killed as the file gets its name")
+async def receive_killed_at_its_name(trial: Trial) -> None:
+    command, move = await _receiver(trial, "--timeout", "10")
+    named = trial.folder / "received" / "before.bin"
+    deadline = time.monotonic() + 60
+    while not named.exists() and time.monotonic() < deadline:
+        await asyncio.sleep(0.0002)
+    trial.broken()
+    await command.kill()
+    await command.start()
+    trial.healed()
+    status = await asyncio.wait_for(command.wait(), 60)
+    await _saved_once(trial)
+    if status != 0:  # the server had heard it already, and has nothing to offer: its rows are looked at in the end
+        trial.note("killed after its done")
+        move.ended, move.sha256 = time.monotonic(), digest_of(named)
