@@ -64,14 +64,14 @@ class Activity:
             self.move()
         self.report.event(name, details)
 
-    def progress(self, label: str, progress: Progress, *, resumable: bool = True) -> None:
+    def progress(self, label: str, progress: Progress, *, resumable: bool) -> None:
         """Take how far a transfer is. `resumable`: the same command could go on with it in another process."""
         stored, received = self._farthest.get(progress.transfer, (-1, -1))
         if progress.stored > stored or progress.received > received:
             self._farthest[progress.transfer] = max(stored, progress.stored), max(received, progress.received)
             self.move()
             self._reason = self._reason if not self.connected else ""
-        if resumable and progress.stored > 0:
+        if resumable:
             self._resumable.add(progress.transfer)
         self.report.progress(label, progress)
 

@@ -137,7 +137,9 @@ class _Sending:
             name=label,
             content_type=self._options.content_type,
             transfer=remembered.transfer,
-            progress=lambda progress: self._activity.progress(label, progress, resumable=remembered.kept),
+            progress=lambda progress: self._activity.progress(
+                label, progress, resumable=remembered.kept and progress.stored > 0
+            ),
         )
 
 
@@ -231,7 +233,10 @@ class _Receiving:
     async def _save(self, incoming: Incoming) -> None:
         try:
             path = await incoming.save(
-                self._directory, progress=lambda progress: self._activity.progress(incoming.name, progress)
+                self._directory,
+                progress=lambda progress: self._activity.progress(
+                    incoming.name, progress, resumable=progress.received > 0
+                ),
             )
         except (StorageUnavailable, TransferAborted) as error:
             self._fail(incoming, error)
