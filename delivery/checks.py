@@ -56,7 +56,7 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
 
 from delivery import conf, deployment, dispatch, integration
-from delivery.buffer import workers
+from delivery.buffer import registry
 from delivery.errors import BufferUnavailable
 from delivery.protocol.frames import HEADER_BYTES, is_chunk_size
 
@@ -185,7 +185,7 @@ def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> li
     if check_settings():
         return []
     try:
-        living = workers.alive()
+        living = registry.alive_workers()
     except BufferUnavailable as error:
         hint = "DELIVERY['REDIS_URL'] says where it is looked for."
         return [Warning(f"Redis, the chunk buffer, does not answer ({error}).", hint=hint, id="delivery.W004")]

@@ -20,7 +20,7 @@ import billiard
 from celery import bootsteps, signals
 
 from delivery import dispatch, notify
-from delivery.buffer import clients, workers
+from delivery.buffer import pool, registry
 from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ END_AFTER = "DELIVERY_END_AFTER"  # of the environment, in seconds; set by `mana
 def draining(worker: str) -> bool:
     """Return whether `worker` shuts down: long work stops between its steps. Asks Redis, for any process of the pool."""
     try:
-        return workers.left(worker)
+        return registry.has_left(worker)
     except BufferUnavailable:
         return False
 
@@ -70,13 +70,13 @@ class Heartbeat:
         self._say_alive()
         if self._stores and not self._gone.is_set():
             notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
-        while not self._gone.wait(workers.RENEW_SECONDS):
+        while not self._gone.wait(registry.RENEW_SECONDS):
             self._say_alive()
 
     def _say_alive(self) -> None:
         with self._speaking:
             if not self._gone.is_set():
-                self._attempt(workers.renew if self._stores else workers.stay, "heartbeat")
+                self._attempt(registry.renew_worker if self._stores else registry.unmark_left, "heartbeat")
 
     def _wait_to_go(self) -> None:
         self._going.get()
@@ -87,7 +87,7 @@ class Heartbeat:
 
     def _say_gone(self) -> None:
         with self._speaking:
-            self._attempt(workers.leave, "draining is told late or not at all")
+            self._attempt(registry.remove_worker, "draining is told late or not at all")
 
     def _attempt(self, change: Callable[[str], None], what: str) -> None:
         try:
@@ -117,7 +117,7 @@ class Heartbeat:
         if seconds is None:
             return
         time.sleep(float(seconds))
-        while clients.answers() or clients.answers():
+        while pool.answers() or pool.answers():
             time.sleep(1.0)
         logger.error("Redis does not answer %s s after the signal; ending anyway", seconds)
         for child in billiard.active_children():

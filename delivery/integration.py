@@ -22,7 +22,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
 from delivery import conf, dispatch, policy
-from delivery.buffer import clients
+from delivery.buffer import pool
 
 MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
@@ -68,7 +68,7 @@ def _policy_fault(path: object) -> str | None:
 def check_redis_url(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Check that the URL of the chunk buffer can be read. Whether anybody answers there, `delivery_web` says."""
     url: object = conf.current().redis_url
-    fault = clients.url_fault(url) if isinstance(url, str) else None  # else delivery.E003
+    fault = pool.url_fault(url) if isinstance(url, str) else None  # else delivery.E003
     if fault is None:
         return []
     hint = "redis://HOST:PORT/NUMBER, rediss://..., or unix:///PATH?db=NUMBER."

@@ -19,7 +19,7 @@ from uuid import UUID
 from channels.layers import get_channel_layer
 
 from delivery import conf
-from delivery.buffer import bulk, wakeups
+from delivery.buffer import exchange, pubsub
 from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ TARGET = "target"  # of a control event: the group, or the name of the consumer,
 _NUMBER = "~"  # allowed in no name of a channel layer's
 
 
-def waking(payload: UUID, event: str, **numbers: Any) -> bulk.Command:
+def waking(payload: UUID, event: str, **numbers: Any) -> exchange.Command:
     """Return the command that does what `wake` does, to be run with others."""
-    return wakeups.publishing(payload.hex, {"event": event, **numbers})
+    return pubsub.publish_command(payload.hex, {"event": event, **numbers})
 
 
 def wake(payload: UUID, event: str, **numbers: Any) -> None:
     """Tell whoever waits on a payload that it moved. Never raises: each waiter has a deadline and looks for itself."""
     try:
-        bulk.run(waking(payload, event, **numbers))
+        exchange.run_commands(waking(payload, event, **numbers))
     except BufferUnavailable as error:
         logger.warning("wake-up %s lost: %s", event, error)
 

@@ -44,7 +44,7 @@ def _always(*_arguments: Any, **_named: Any) -> bool:
 @worker_process_init.connect
 def _arm(**_ignored: Any) -> None:
     from delivery import notify
-    from delivery.buffer import blocks, bulk, chunks, keys
+    from delivery.buffer import blocks, chunks, exchange, keys
     from delivery.storage import files
     from delivery.transfers import completing, hashing, sealing, staging, storing, uploads
 
@@ -65,7 +65,7 @@ def _arm(**_ignored: Any) -> None:
 
     _before(blocks, "put", "before the file is read")
     _each(staging, "_blocks", "a block read")
-    _after(bulk.Exchange, "send_value", "some blocks in Redis")
+    _after(exchange.Exchange, "send_value", "some blocks in Redis")
     _put(blocks)
     _before(keys, "range_checksums", "all blocks in Redis, their checksums not", lambda *_: _doing.putting)
     _after(blocks, "put", "all in Redis, nobody woken")

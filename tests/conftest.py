@@ -11,7 +11,7 @@ import pytest
 from django.conf import settings
 from django.test import override_settings
 
-from delivery.buffer import clients
+from delivery.buffer import pool
 from delivery.launch.valkey import Valkey
 from tests import databases
 from tests.launch.live import wait_until
@@ -61,9 +61,9 @@ def valkey() -> Iterator[None]:
         process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
         try:
             with override_settings(DELIVERY={**settings.DELIVERY, "REDIS_URL": server.url}):
-                wait_until(clients.answers, what="Valkey")
+                wait_until(pool.answers, what="Valkey")
                 yield
-                clients.client().connection_pool.disconnect()
+                pool.client().connection_pool.disconnect()
         finally:
             process.kill()
             process.wait()

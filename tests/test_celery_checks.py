@@ -12,10 +12,10 @@ import pytest
 from celery import current_app
 from celery.app.routes import Router, prepare
 from django.core import checks as django_checks
-from django.core.checks.registry import registry
+from django.core.checks.registry import registry as check_registry
 
 from delivery import checks, dispatch
-from delivery.buffer import workers
+from delivery.buffer import registry
 from delivery.errors import BufferUnavailable
 
 
@@ -90,14 +90,14 @@ def test_queues_that_the_app_does_not_declare(option):
 
 
 def test_no_live_worker(monkeypatch):
-    monkeypatch.setattr(workers, "alive", frozenset)
+    monkeypatch.setattr(registry, "alive_workers", frozenset)
     (message,) = checks.check_workers()
     assert message.id == "delivery.W003"
     assert "'delivery'" in message.msg
 
 
 def test_a_live_worker(monkeypatch):
-    monkeypatch.setattr(workers, "alive", lambda: frozenset({"worker@host"}))
+    monkeypatch.setattr(registry, "alive_workers", lambda: frozenset({"worker@host"}))
     assert ids(checks.check_workers()) == []
 
 
@@ -105,14 +105,14 @@ def test_redis_does_not_answer(monkeypatch):
     def away() -> frozenset[str]:
         raise BufferUnavailable("Redis: ConnectionError")
 
-    monkeypatch.setattr(workers, "alive", away)
+    monkeypatch.setattr(registry, "alive_workers", away)
     assert ids(checks.check_workers()) == ["delivery.W004"]
 
 
 def test_what_runs_is_looked_at_only_on_demand():
     """`manage.py check` and `migrate` are run where nothing else runs yet."""
-    assert checks.check_workers not in registry.get_checks()
-    assert checks.check_workers in registry.get_checks(include_deployment_checks=True)
+    assert checks.check_workers not in check_registry.get_checks()
+    assert checks.check_workers in check_registry.get_checks(include_deployment_checks=True)
 
 
 def test_our_queue_is_where_the_site_routes_our_tasks(monkeypatch, settings):

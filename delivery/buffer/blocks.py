@@ -12,9 +12,9 @@ from itertools import islice
 from uuid import UUID
 
 from delivery import conf
-from delivery.buffer import bulk, keys
-from delivery.buffer.clients import aclient, reporting
-from delivery.buffer.values import Data, Values
+from delivery.buffer import exchange, keys
+from delivery.buffer.pool import aclient, reporting
+from delivery.buffer.stream import Data, Stream
 from delivery.protocol.frames import checksum
 
 BLOCK_SIZE = 256 * 1024
@@ -33,7 +33,7 @@ class Block:
     checksum: int
 
 
-async def aget(line: Values, payload: UUID, size: int, group: int) -> list[Block] | None:
+async def aget(line: Stream, payload: UUID, size: int, group: int) -> list[Block] | None:
     """Return the blocks of a group of a payload of `size` bytes, or None where they are missing or damaged.
 
     A range that is there in part only (evicted, or dropped by one reader while it was staged for another) then counts
@@ -69,7 +69,7 @@ async def astaged(payload: UUID, index: int) -> bool:
         return bool(await aclient().exists(keys.range_checksums(payload, index)))
 
 
-def looking(payload: UUID, index: int) -> bulk.Command:
+def staged_command(payload: UUID, index: int) -> exchange.Command:
     """Return the command that does what `astaged` does; it answers 0 or 1."""
     return "EXISTS", keys.range_checksums(payload, index)
 
@@ -83,7 +83,7 @@ def put(payload: UUID, size: int, index: int, blocks: Iterator[bytes | memoryvie
     seconds = int(conf.current().buffer_expiry)
     groups = _groups(size, index)
     checksums: list[int] = []
-    with bulk.exchange() as line:
+    with exchange.connection() as line:
         for group in groups:
             parts = _noting(checksums, islice(blocks, GROUP_BLOCKS))
             line.send_value(keys.group(payload, group), _length(size, group), parts, seconds)

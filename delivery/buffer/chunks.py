@@ -11,9 +11,9 @@ from uuid import UUID
 import redis
 
 from delivery import conf
-from delivery.buffer import bulk, keys
-from delivery.buffer.clients import aclient, reporting
-from delivery.buffer.values import Values
+from delivery.buffer import exchange, keys
+from delivery.buffer.pool import aclient, reporting
+from delivery.buffer.stream import Stream
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
 
@@ -32,7 +32,7 @@ class BufferedRun:
     chunk_size: int
 
 
-async def aput(line: Values, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
+async def aput(line: Stream, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
     """Buffer chunks from `start` on, in one round trip over `line`. Raises `BufferUnavailable`; then any of them may be missing."""
     end = start * chunk_size + sum(map(len, chunks))
     values = [(keys.chunk(payload, lease, seq), data) for seq, data in enumerate(chunks, start)]
@@ -40,7 +40,7 @@ async def aput(line: Values, payload: UUID, lease: int, chunk_size: int, start: 
     await line.put([*values, progress], int(conf.current().buffer_expiry))
 
 
-async def aput_checksums(line: Values, run: BufferedRun, checksums: Sequence[int]) -> None:
+async def aput_checksums(line: Stream, run: BufferedRun, checksums: Sequence[int]) -> None:
     """Leave the checksums of a run for the task that stores it. Raises `BufferUnavailable`."""
     packed = struct.pack(f">{len(checksums)}I", *checksums)
     await line.put([(_checksums(run), packed)], int(conf.current().buffer_expiry))
@@ -67,7 +67,7 @@ async def akeep(run: BufferedRun) -> None:
         await pipe.execute()
 
 
-def fetch(run: BufferedRun, *first: bulk.Command) -> Iterator[bytes]:
+def fetch(run: BufferedRun, *first: exchange.Command) -> Iterator[bytes]:
     """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
 
     `first`: commands to run on the way, whose replies nobody needs, be they errors.
@@ -76,7 +76,7 @@ def fetch(run: BufferedRun, *first: bulk.Command) -> Iterator[bytes]:
     bytes than were put there, `BufferUnavailable`.
     """
     names = keys.chunks(run.payload, run.lease, run.start, run.end)
-    with bulk.exchange() as line:
+    with exchange.connection() as line:
         line.send(*first, ("GET", _checksums(run)), ("MGET", *names))
         for _ in first:
             with contextlib.suppress(redis.ResponseError):  # a Redis that is full is to be emptied by this very task
@@ -101,14 +101,14 @@ def _unpacked(packed: bytes | None, count: int) -> tuple[int, ...] | None:
     return struct.unpack(f">{count}I", packed)
 
 
-def dropping(run: BufferedRun) -> bulk.Command:
+def drop_command(run: BufferedRun) -> exchange.Command:
     """Return the command that does what `drop` does."""
     return "UNLINK", *_names(run)
 
 
 def drop(run: BufferedRun) -> None:
     """Remove what a run left in the buffer: it is stored, or wanted no more."""
-    bulk.run(dropping(run))
+    exchange.run_commands(drop_command(run))
 
 
 async def adrop(run: BufferedRun) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from delivery import dispatch
-from delivery.buffer import blocks, markers
+from delivery.buffer import blocks, leases
 from delivery.buffer.blocks import RANGE_GROUPS, RANGE_SIZE, Block
 from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
 from delivery.transfers import completing
@@ -207,7 +207,7 @@ class _Fetch:
                     patience = STAGING_SECONDS
                 else:
                     await self._process.cache.ask(self._payload, self._range, attempt=attempt)
-                    patience = markers.lifetime(attempt)
+                    patience = leases.marker_seconds(attempt)
                     attempt += 1
             except BufferUnavailable as error:
                 logger.warning("%s", error)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from delivery import dispatch
-from delivery.buffer import markers
+from delivery.buffer import leases
 from delivery.errors import IntegrityError, Refused, StaleLease, TransferAborted
 from delivery.models import PayloadState
 from delivery.protocol.receiver import Receiver
@@ -57,7 +57,7 @@ class Finishing:
         marker = dispatch.seal_marker(self._opened.payload)
         await self._process.publish(dispatch.SEAL, arguments, marker=marker, attempt=self._attempt)
         # Not doubling: sealing is long, and asking for one that runs costs no more than a look at its row.
-        self.due_at = time.monotonic() + markers.FIRST_SECONDS
+        self.due_at = time.monotonic() + leases.FIRST_SECONDS
         self._attempt += 1
         return None
 

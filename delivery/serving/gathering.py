@@ -8,7 +8,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from delivery.buffer import chunks
-from delivery.buffer.values import Values
+from delivery.buffer.stream import Stream
 from delivery.protocol.receiver import Receiver
 
 FLUSH_BYTES = 1024 * 1024  # are worth it; what came since the last round trip began goes along
@@ -21,7 +21,7 @@ class Gathering:
     `wake` is called when it is time to `flush`.
     """
 
-    def __init__(self, line: Values, payload: UUID, receiver: Receiver, wake: Callable[[], None]) -> None:
+    def __init__(self, line: Stream, payload: UUID, receiver: Receiver, wake: Callable[[], None]) -> None:
         self.bytes = 0
         self.flushed = receiver.stored
         self._line = line

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from delivery import dispatch
-from delivery.buffer import chunks, markers
+from delivery.buffer import chunks, leases
 from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
 from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
@@ -244,7 +244,7 @@ class Intake:
         else:
             await self._process.store_tasks.ask(wanted, follows=self._asked)
         self._asked = True
-        order.ask_at = time.monotonic() + markers.lifetime(order.attempt)
+        order.ask_at = time.monotonic() + leases.marker_seconds(order.attempt)
         order.attempt += 1
 
     async def _look(self) -> None:

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from delivery.buffer import webs
-from delivery.buffer.wakeups import Subscriber
+from delivery.buffer import registry
+from delivery.buffer.pubsub import Subscriber
 from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Neighbours:
 
     async def run(self) -> None:
         """Stay known to others, and look for them. The process owns the task."""
-        await self._subscriber.add(webs.TOPIC, self._on_wake)
+        await self._subscriber.add(registry.WEBS_TOPIC, self._on_wake)
         while True:
             await self._look()
             self.announced.set()
@@ -54,9 +54,9 @@ class Neighbours:
         self._before, self._untold = self._before | self._untold, {}
         heard = self._heard
         try:
-            found = await webs.arenew(self._web)
+            found = await registry.arenew_web(self._web)
             if not self.announced.is_set():
-                await webs.atell(self._web)
+                await registry.aannounce_web(self._web)
         except BufferUnavailable as error:
             logger.info("%s", error)  # `check_memory` complains
             self._accompanied()
@@ -70,7 +70,7 @@ class Neighbours:
     async def leave(self) -> None:
         """Say that this process ends."""
         try:
-            await webs.aleave(self._web)
+            await registry.aremove_web(self._web)
         except BufferUnavailable as error:
             logger.info("%s", error)  # its place lapses
 

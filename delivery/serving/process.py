@@ -17,9 +17,9 @@ from uuid import UUID
 from django.db import DatabaseError, connections
 
 from delivery import conf, dispatch
-from delivery.buffer import clients, markers, memory, workers
-from delivery.buffer.values import Values
-from delivery.buffer.wakeups import Subscriber
+from delivery.buffer import leases, pool, registry
+from delivery.buffer.pubsub import Subscriber
+from delivery.buffer.stream import Stream
 from delivery.errors import BufferUnavailable
 from delivery.protocol.messages import UploadOffer
 from delivery.serving import credit, login
@@ -78,7 +78,7 @@ class Process:
         options = conf.current()
         self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
-        self.chunks, self.blocks = Values(), Values()  # neither waits for the other
+        self.chunks, self.blocks = Stream(), Stream()  # neither waits for the other
         self.cache = BlockCache(self, options.cache_size)
         self.readers = ReaderTable(self.cache.note_dropped)
         self.lookout = Lookout(self)
@@ -139,7 +139,7 @@ class Process:
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
             *(self.small.stop, self.accepted.stop, self.received.stop, self.detached.stop, self.questions.stop),
             *(self.teller.stop, self.hearing.stop, self.neighbours.leave, self.write_positions, self._write_events),
-            *(self.subscriber.stop, self.chunks.close, self.blocks.close, clients.aclose),
+            *(self.subscriber.stop, self.chunks.close, self.blocks.close, pool.aclose),
         )
         for step in steps:
             try:
@@ -204,7 +204,7 @@ class Process:
         return await asyncio.shield(publishing)
 
     async def _publish(self, task: str, arguments: dict[str, Any], marker: str, attempt: int) -> bool:
-        if not await markers.aclaim(marker, attempt=attempt):
+        if not await leases.aclaim(marker, attempt=attempt):
             return False
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._publishers, dispatch.publish, task, arguments)
@@ -212,7 +212,7 @@ class Process:
 
     async def _publish_stores(self, orders: Sequence[StoreOrder]) -> None:
         """Publish one task for all those of `orders` that nobody just asked for."""
-        claimed = await markers.aclaim_first([order.marker for order in orders])
+        claimed = await leases.aclaim_first([order.marker for order in orders])
         wanted = [order.arguments() for order, ours in zip(orders, claimed, strict=True) if ours]
         if wanted:
             arguments = {**wanted[0], "more": wanted[1:]} if wanted[1:] else wanted[0]
@@ -223,7 +223,7 @@ class Process:
         """Return the ids of live workers, at most 2 s old; nobody where Redis does not answer."""
         if time.monotonic() - self._workers_at >= WORKERS_SECONDS:
             try:
-                self._workers = await workers.aalive()
+                self._workers = await registry.aalive_workers()
             except BufferUnavailable as error:
                 logger.warning("%s", error)
                 self._workers = frozenset()
@@ -275,7 +275,7 @@ class Process:
     async def check_memory(self) -> None:
         """See how full Redis is: the uploads' budget is at most half of it."""
         try:
-            used, most = await memory.ause()
+            used, most = await pool.amemory()
         except BufferUnavailable as error:
             logger.warning("%s", error)
             return

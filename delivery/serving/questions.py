@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from delivery import policy
-from delivery.buffer import clients
+from delivery.buffer import pool
 from delivery.policy import Quota
 from delivery.serving import login
 from delivery.serving.batches import Batcher
@@ -66,7 +66,7 @@ class Questions:
         return await self._waiting.put((user, client))
 
     async def _order(self, batch: Sequence[None]) -> range:
-        first = max(await clients.aclock(), self._last_order + 1)
+        first = max(await pool.aclock(), self._last_order + 1)
         self._last_order = first + len(batch) - 1
         return range(first, first + len(batch))
 

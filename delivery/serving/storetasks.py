@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from delivery.buffer import handover
+from delivery.buffer import leases
 from delivery.transfers import following
 from delivery.transfers.storing import StoreOrder
 
@@ -60,7 +60,7 @@ class StoreTasks:
 
         Raises `BufferUnavailable`. Cancelling leaves the publishing running to its end.
         """
-        if not follows or not await handover.agive(order.payload, order.lease, following.packed(order)):
+        if not follows or not await leases.ahand_over(order.payload, order.lease, following.packed(order)):
             await self._ask_for_task(order)
 
     async def _ask_for_task(self, order: StoreOrder) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from delivery import conf
-from delivery.buffer import clients
+from delivery.buffer import pool
 from delivery.errors import Refused, TransferAborted
 from delivery.protocol.frames import Chunk, checksum
 from delivery.protocol.messages import Finish, UploadOffer
@@ -60,7 +60,7 @@ async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
     if process.draining:
         raise Refused("draining")
     admitted = await process.admit(user, offer)
-    order = await clients.aclock()
+    order = await pool.aclock()
     holder = Holder(user.pk, f"whole:{secrets.token_hex(8)}", secrets.token_hex(8), order, channel="")
     workers = bool(await process.workers_alive())
     opening = asyncio.ensure_future(process.db(uploads.open_upload, user, holder, offer, admitted, workers=workers))

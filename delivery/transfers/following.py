@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from delivery.buffer import bulk, handover
+from delivery.buffer import exchange, leases
 from delivery.errors import BufferUnavailable
 from delivery.transfers import storing
 from delivery.transfers.storing import StoreOrder
@@ -30,11 +30,11 @@ class Following:
         self._began = time.monotonic()
         self._open = False
 
-    def opening(self) -> tuple[bulk.Command, ...]:
+    def opening(self) -> tuple[exchange.Command, ...]:
         """Return what says so in Redis, as the run's work begins."""
         return self._say() if self._quick else ()
 
-    def opening_late(self) -> tuple[bulk.Command, ...]:
+    def opening_late(self) -> tuple[exchange.Command, ...]:
         """Return what says so, where nothing did yet, now that the run is stored."""
         return self._say() if not self._open and self._seconds < QUICK_SECONDS else ()
 
@@ -46,7 +46,7 @@ class Following:
     def take(self) -> list[StoreOrder]:
         """Return the runs that were handed over. Never raises: they are asked for again."""
         try:
-            taken = handover.take(self._order.payload, self._order.lease) if self._open else []
+            taken = leases.take_handed_over(self._order.payload, self._order.lease) if self._open else []
         except BufferUnavailable:
             taken = []
         return [StoreOrder.of(json.loads(order)) for order in taken]
@@ -55,9 +55,9 @@ class Following:
     def _seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def _say(self) -> tuple[bulk.Command, ...]:
+    def _say(self) -> tuple[exchange.Command, ...]:
         self._open = True
-        return handover.opening(self._order.payload, self._order.lease)
+        return leases.open_handover_commands(self._order.payload, self._order.lease)
 
 
 def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[], bool]) -> None:

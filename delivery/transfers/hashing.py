@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from delivery.buffer import digests
+from delivery.buffer import leases
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
 from delivery.models import Payload, Segment
 from delivery.protocol.frames import checksum
@@ -90,9 +90,9 @@ def possible() -> bool:
 def follow(payload: UUID, record: bytes | None) -> Hashed | None:
     """Hash what has been stored and joins on, put the state back, and return it. Never raises: it is work done ahead.
 
-    `record`: what taking it gave (`digests.taking`); nothing is done, and None returned, where another task holds it.
+    `record`: what taking it gave (`leases.hold_digest_command`); nothing is done, and None returned, where another task holds it.
     """
-    if record == digests.HELD:
+    if record == leases.DIGEST_HELD:
         return None
     try:
         return _follow(payload, record)
@@ -107,13 +107,13 @@ def _follow(payload: UUID, record: bytes | None) -> Hashed | None:
     joining = [] if hashed is None else _JOINING.fetch(payload, hashed.position)
     # Where the state was lost, it may be too much to begin anew between two tasks.
     if hashed is None or (record is None and len(joining) > MOST_SEGMENTS):
-        digests.drop(payload)
+        leases.drop_digest(payload)
         return None
     for offset, length, alias, name, file_offset in joining[:MOST_SEGMENTS]:
         if offset != hashed.position:
             break
         hashed.add(Segment(storage=alias, name=name, file_offset=file_offset, length=length))
-    digests.put(payload, hashed.pack())
+    leases.put_digest(payload, hashed.pack())
     return hashed
 
 
@@ -132,10 +132,10 @@ def resume(payload: Payload) -> Hashed | None:
 def _wait_for(payload: UUID, looks: int) -> bytes | None:
     """Take the record as soon as nobody holds it; `HELD` where that does not come, None where there is none."""
     for _ in range(looks):
-        if (record := digests.take(payload)) != digests.HELD:
+        if (record := leases.hold_digest(payload)) != leases.DIGEST_HELD:
             return record
         time.sleep(LOOK_SECONDS)
-    return digests.HELD
+    return leases.DIGEST_HELD
 
 
 def _unchanged(payload: UUID, hashed: Hashed) -> bool:
@@ -179,11 +179,11 @@ def _go_on(last: Segment) -> str | None:
 def keep(payload: UUID, hashed: Hashed) -> None:
     """Put a state back that somebody else is to go on with."""
     with contextlib.suppress(BufferUnavailable):
-        digests.put(payload, hashed.pack())
+        leases.put_digest(payload, hashed.pack())
 
 
 def forget(payload: UUID) -> None:
     """Remove what is known of a payload's hash."""
     if possible():
         with contextlib.suppress(BufferUnavailable):
-            digests.drop(payload)
+            leases.drop_digest(payload)

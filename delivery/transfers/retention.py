@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from delivery import conf, dispatch
-from delivery.buffer import markers
+from delivery.buffer import leases
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, HandedOver, Payload, PayloadState, Segment, SweepMark, Transfer, TransferState
 from delivery.storage import files
@@ -173,7 +173,7 @@ def _delete_folder(alias: str, payload: UUID, young: datetime.datetime) -> int:
 
 def _delete_lost_daily() -> int:
     try:
-        return delete_lost() if markers.claim("lost", seconds=ORPHANS_AGAIN.total_seconds()) else 0
+        return delete_lost() if leases.claim("lost", seconds=ORPHANS_AGAIN.total_seconds()) else 0
     except (BufferUnavailable, StorageUnavailable) as error:
         logger.warning("lost files wait: %s", error)
         return 0

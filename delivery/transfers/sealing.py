@@ -19,7 +19,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from delivery import dispatch, notify
-from delivery.buffer import markers
+from delivery.buffer import leases
 from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable, StorageUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
@@ -54,7 +54,7 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
     Does nothing where another task is at it and lives. Stops early, to be started again, where `draining` says so.
     """
     try:
-        markers.clear(dispatch.seal_marker(payload_id))
+        leases.clear(dispatch.seal_marker(payload_id))
     except BufferUnavailable:
         pass  # it lapses by itself
     sealer = secrets.token_hex(8)

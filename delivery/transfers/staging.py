@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from delivery import dispatch, notify
-from delivery.buffer import blocks, bulk, markers
+from delivery.buffer import blocks, exchange, leases
 from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
@@ -40,8 +40,8 @@ def stage(payload_id: UUID, index: int, *, worker: str, count: int = 1) -> None:
 def _stage(payload_id: UUID, index: int, worker: str) -> bool:
     """Stage one range; return whether it is there now."""
     try:
-        begun = markers.clearing(dispatch.stage_marker(payload_id, index))
-        _, staged = bulk.run(begun, blocks.looking(payload_id, index))
+        begun = leases.clear_command(dispatch.stage_marker(payload_id, index))
+        _, staged = exchange.run_commands(begun, blocks.staged_command(payload_id, index))
         state, size = (_PAYLOAD.fetch(payload_id) or [(None, None)])[0]
         if state in (PayloadState.STORING, PayloadState.SEALING):
             return False  # a stray task: who listens is its sender, for whom nothing has ended

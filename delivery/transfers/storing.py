@@ -17,7 +17,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from delivery import conf, dispatch, notify
-from delivery.buffer import bulk, chunks, digests, markers
+from delivery.buffer import chunks, exchange, leases
 from delivery.buffer.chunks import BufferedRun
 from delivery.errors import (
     BufferUnavailable,
@@ -112,7 +112,7 @@ def store(order: StoreOrder, *, worker: str, following: Following | None = None)
     """
     try:
         if order.again and not _needed(order):
-            markers.clear(order.marker)
+            leases.clear(order.marker)
             _drop_void(order)
             return _tell_position(order, worker)
         pieces = _bytes_of(order, following)
@@ -136,7 +136,7 @@ def _bytes_of(order: StoreOrder, following: Following | None) -> Iterator[bytes]
     """Yield the chunks of a run. Raises as `chunks.fetch` does, and `IntegrityError` where they have another length."""
     length = 0
     opening = following.opening() if following is not None else ()
-    for data in chunks.fetch(order.run, markers.clearing(order.marker), *opening):
+    for data in chunks.fetch(order.run, leases.clear_command(order.marker), *opening):
         length += len(data)
         yield data
     if length != order.length:
@@ -253,9 +253,9 @@ def _settle(order: StoreOrder, position: int, worker: str, following: Following 
     opening = following.opening_late() if following is not None and not completed else ()
     told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
     ahead = hashing.possible() and not completed
-    state = digests.taking(order.payload) if ahead else digests.dropping(order.payload)
+    state = leases.hold_digest_command(order.payload) if ahead else leases.drop_digest_command(order.payload)
     try:
-        *_, record = bulk.run(*opening, told, chunks.dropping(order.run), state)
+        *_, record = exchange.run_commands(*opening, told, chunks.drop_command(order.run), state)
     except BufferUnavailable as error:  # whoever waits looks for itself, and the chunks expire
         logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
         return

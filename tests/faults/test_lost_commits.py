@@ -19,7 +19,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from delivery import deliver
-from delivery.buffer import clients, keys
+from delivery.buffer import keys, pool
 from delivery.models import Direction, Payload, Segment, Transfer
 from delivery.transfers import ending, retention, storing
 from delivery.transfers.storing import StoreOrder
@@ -49,7 +49,7 @@ def buffered() -> StoreOrder:
     row = Transfer.objects.create(
         direction=Direction.UPLOAD, payload=payload, user=owner, key=uuid4(), lease=1, progressed_at=timezone.now()
     )
-    clients.client().set(keys.chunk(payload.pk, 1, 0), DATA, ex=60)
+    pool.client().set(keys.chunk(payload.pk, 1, 0), DATA, ex=60)
     return StoreOrder(row.pk, payload.pk, lease=1, start=0, end=1, chunk_size=SIZE, offset=0, length=SIZE)
 
 

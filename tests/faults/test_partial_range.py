@@ -9,7 +9,7 @@ import pytest
 
 from delivery.buffer import blocks, keys
 from delivery.buffer.blocks import BLOCK_SIZE, GROUP_SIZE
-from delivery.buffer.values import Values
+from delivery.buffer.stream import Stream
 from tests.stack import Site
 
 SIZE = GROUP_SIZE + 2 * BLOCK_SIZE + 3
@@ -31,7 +31,7 @@ async def test_a_range_with_a_group_that_is_gone_or_changed_counts_as_not_staged
             client.setrange(keys.group(payload, 1), BLOCK_SIZE, b"x")
         else:
             client.set(keys.group(payload, 1), bytes(BLOCK_SIZE), ex=60)
-    line = Values()
+    line = Stream()
     assert await blocks.aget(line, payload, SIZE, 1) is None
     assert not await blocks.astaged(payload, 0)
     await site.run(blocks.put, payload, SIZE, 0, _parts())

@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from delivery.buffer import digests
+from delivery.buffer import leases
 from delivery.models import Payload, PayloadState
 from delivery.serving import finishing
 from delivery.transfers import sealing
@@ -86,5 +86,5 @@ def test_a_sealing_that_is_taken_up_waits_for_nothing_that_the_dead_one_held(
     valkey: None, being_sealed: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing.hashing.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
-    digests.take(being_sealed.pk)
+    leases.hold_digest(being_sealed.pk)
     assert _state_after(being_sealed, sealing.DEAD_AFTER_SECONDS + 0.1) == "complete"

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from delivery.buffer import clients
-from delivery.buffer.values import Values
+from delivery.buffer import pool
+from delivery.buffer.stream import Stream
 from delivery.protocol.frames import Chunk, checksum
 from delivery.protocol.messages import Finish, UploadOffer
 from delivery.protocol.receiver import Receiver, Terms
@@ -33,7 +33,7 @@ class Site:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.confirmed = 0
-        self.chunks = Values()
+        self.chunks = Stream()
         offer = UploadOffer(
             transfer=str(uuid4()), handle=1, name="", size=len(DATA), content_type="", chunk_size=CHUNK, to=()
         )
@@ -80,7 +80,7 @@ async def site(valkey: None) -> Any:
     site = Site()
     yield site
     await site.chunks.close()
-    await clients.aclose()
+    await pool.aclose()
 
 
 async def test_the_last_run_waits_a_moment_for_finish_and_completes(site: Site) -> None:

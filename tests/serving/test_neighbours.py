@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from delivery.buffer import webs
+from delivery.buffer import registry
 from delivery.errors import BufferUnavailable
 from delivery.serving.neighbours import Neighbours
 
@@ -16,7 +16,7 @@ ME, OTHER = "me", "other"
 
 
 class Redis:
-    """What `webs` would find. `hold`: answers come only once it is set."""
+    """What `registry` would find. `hold`: answers come only once it is set."""
 
     def __init__(self) -> None:
         self.live = {ME}
@@ -43,7 +43,7 @@ class Topics:
         self.listener: Any = None
 
     async def add(self, topic: str, listener: Any) -> None:
-        assert topic == webs.TOPIC
+        assert topic == registry.WEBS_TOPIC
         self.listener = listener
 
 
@@ -64,8 +64,8 @@ class Rig:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     redis = Redis()
-    monkeypatch.setattr(webs, "arenew", redis.arenew)
-    monkeypatch.setattr(webs, "atell", redis.atell)
+    monkeypatch.setattr(registry, "arenew_web", redis.arenew)
+    monkeypatch.setattr(registry, "aannounce_web", redis.atell)
     return Rig(redis)
 
 

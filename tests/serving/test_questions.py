@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.test import override_settings
 from django.utils import timezone
 
-from delivery.buffer import clients
+from delivery.buffer import pool
 from delivery.errors import BufferUnavailable
 from delivery.models import ClientPosition, ClientState, Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.policy import DefaultPolicy, Quota
@@ -94,7 +94,7 @@ async def test_orders_rise_even_where_the_clock_stands(questions: Questions, mon
     async def clock() -> int:
         return 1_000_000
 
-    monkeypatch.setattr(clients, "aclock", clock)
+    monkeypatch.setattr(pool, "aclock", clock)
     orders = await asyncio.gather(*(questions.order() for _ in range(100)))
     orders.append(await questions.order())
     assert orders == list(range(1_000_000, 1_000_101))
@@ -104,7 +104,7 @@ async def test_a_redis_that_is_away_is_told_to_all(questions: Questions, monkeyp
     async def away() -> int:
         raise BufferUnavailable("away")
 
-    monkeypatch.setattr(clients, "aclock", away)
+    monkeypatch.setattr(pool, "aclock", away)
     found = await asyncio.gather(*(questions.order() for _ in range(3)), return_exceptions=True)
     assert [type(one) for one in found] == [BufferUnavailable] * 3
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from delivery.buffer import handover
+from delivery.buffer import leases
 from delivery.errors import BufferUnavailable
 from delivery.serving import storetasks
 from delivery.serving.storetasks import MOST_RUNS, StoreTasks
@@ -101,6 +101,6 @@ async def test_a_run_that_follows_another_goes_to_its_task(
     async def agive(*_: Any) -> bool:
         return takes
 
-    monkeypatch.setattr(handover, "agive", agive)
+    monkeypatch.setattr(leases, "ahand_over", agive)
     await tasks.store_tasks.ask(StoreOrder(uuid4(), uuid4(), 1, 7, 8, MIB, 0, MIB), follows=True)
     assert tasks.published == ([] if takes else [[7]])

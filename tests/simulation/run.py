@@ -21,7 +21,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from delivery import dispatch, make_token, models, notify
-from delivery.buffer import blocks, bulk, chunks, clients, digests, handover, markers, memory, values, webs, workers
+from delivery.buffer import blocks, chunks, exchange, leases, pool, registry, stream
 from delivery.client import client as client_module
 from delivery.errors import DeliveryError
 from delivery.serving import process
@@ -97,7 +97,7 @@ def _in_place(world: World) -> Iterator[None]:
     random.seed(seeded.random())
     with contextlib.ExitStack() as stack:
         put = lambda target, name, value: stack.enter_context(patch.object(target, name, value))  # noqa: E731
-        for module in (bulk, chunks, blocks, digests, handover, markers, values, workers, webs, memory, clients):
+        for module in (blocks, chunks, exchange, leases, pool, registry, stream):
             if hasattr(module, "client"):
                 put(module, "client", lambda: world.client)
             if hasattr(module, "aclient"):

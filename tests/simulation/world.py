@@ -21,8 +21,7 @@ from uuid import UUID
 from websockets.frames import Close
 
 from delivery import dispatch
-from delivery.buffer import keys
-from delivery.buffer import workers as worker_rows
+from delivery.buffer import keys, registry
 from delivery.client.client import Client
 from delivery.client.dialing import NotNow
 from delivery.consumers import DeliveryConsumer
@@ -143,7 +142,7 @@ class World:
     async def _heartbeat(self, name: str) -> None:
         while True:
             try:
-                worker_rows.renew(name)
+                registry.renew_worker(name)
             except BufferUnavailable:
                 pass
             await asyncio.sleep(3.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 
-from delivery.buffer import chunks, clients, handover
+from delivery.buffer import chunks, leases, pool
 from delivery.models import Segment, Transfer
 from delivery.transfers import following, storing
 from delivery.transfers.storing import StoreOrder
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @async_to_sync
 async def give(order: StoreOrder) -> bool:
     try:
-        return await handover.agive(order.payload, order.lease, following.packed(order))
+        return await leases.ahand_over(order.payload, order.lease, following.packed(order))
     finally:
-        await clients.aclose()
+        await pool.aclose()
 
 
 def at_settling(monkeypatch: pytest.MonkeyPatch, act: Callable[[StoreOrder], None]) -> None:
@@ -116,7 +116,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_stored(
 
 def test_a_redis_that_is_full_is_emptied_all_the_same(upload: Transfer) -> None:
     order = buffered(upload, 0)
-    server = clients.client()
+    server = pool.client()
     server.config_set("maxmemory-policy", "noeviction")
     server.config_set("maxmemory", 1)
     refused = ("RPUSH", "full", b"")

@@ -13,9 +13,9 @@ from django.contrib.auth.models import User
 from django.test import override_settings
 
 from delivery import notify
-from delivery.buffer import blocks, clients
+from delivery.buffer import blocks, pool
 from delivery.buffer.blocks import BLOCK_SIZE, GROUP_SIZE, RANGE_GROUPS, RANGE_SIZE, Block
-from delivery.buffer.values import Values
+from delivery.buffer.stream import Stream
 from delivery.errors import StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import files, payloads
@@ -61,7 +61,7 @@ def staged(payload: Payload, index: int) -> bytes | None:
 
 
 async def _got(payload: Payload, index: int) -> list[Block] | None:
-    line = Values()
+    line = Stream()
     found: list[Block] = []
     size = payload.size or 0
     try:
@@ -72,7 +72,7 @@ async def _got(payload: Payload, index: int) -> list[Block] | None:
         return found
     finally:
         await line.close()
-        await clients.aclose()
+        await pool.aclose()
 
 
 @pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
@@ -104,7 +104,7 @@ def test_a_range_that_cannot_be_staged_ends_the_task(payload: Payload, told: lis
 def test_every_key_of_a_range_lapses_and_its_checksums_first(payload: Payload) -> None:
     store(payload, [len(DATA)])
     staging.stage(payload.pk, 1, worker="bee")
-    client = clients.client()
+    client = pool.client()
     lives = {key.decode().split(":")[2]: client.ttl(key) for key in client.keys("*")}
     assert 0 < lives["s"] < lives["g"]
 

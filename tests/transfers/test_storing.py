@@ -18,7 +18,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from delivery import policy
-from delivery.buffer import bulk, clients, digests, keys
+from delivery.buffer import exchange, keys, leases, pool
 from delivery.errors import StaleLease
 from delivery.models import (
     ClientPosition,
@@ -70,7 +70,7 @@ def buffered(upload: Transfer, number: int, **changes: Any) -> StoreOrder:
     start, data = 3 * number, DATA[number * RUN : (number + 1) * RUN]
     chunks = [data[at : at + CHUNK] for at in range(0, RUN, CHUNK)]
     names = keys.chunks(upload.payload_id, upload.lease, start, start + 3)
-    bulk.run(
+    exchange.run_commands(
         *(("SET", name, chunk, "EX", 60) for name, chunk in zip(names, chunks, strict=True)),
         (
             *("SET", keys.checksums(upload.payload_id, upload.lease, start)),
@@ -99,7 +99,7 @@ def stored(upload: Transfer) -> bytes:
 
 def left(upload: Transfer) -> list[str]:
     """Return what is left of the chunks in the buffer."""
-    return [key.decode() for key in clients.client().keys(f"*:c:{upload.payload_id.hex}:*")]
+    return [key.decode() for key in pool.client().keys(f"*:c:{upload.payload_id.hex}:*")]
 
 
 def test_runs_are_stored_in_any_order_and_the_position_moves_over_what_joins_on(upload: Transfer) -> None:
@@ -147,7 +147,7 @@ def test_a_delivery_waits_for_its_client_once_none_of_them_holds_it(upload: Tran
 def test_what_is_stored_is_hashed_behind_it(upload: Transfer) -> None:
     for number in range(3):
         storing.store(buffered(upload, number), worker="bee")
-    record = digests.take(upload.payload_id)
+    record = leases.hold_digest(upload.payload_id)
     if hashing.possible():
         assert record is not None
         hashed = hashing.Hashed.unpack(record)
@@ -267,7 +267,7 @@ def test_a_payload_is_completed_with_its_last_segment(upload: Transfer) -> None:
     storing.store(last(upload, sha256=SHA256), worker="bee")
     payload = Payload.objects.get()
     assert (payload.state, payload.sha256, payload.expected_sha256) == (PayloadState.COMPLETE, SHA256, SHA256)
-    assert digests.take(payload.pk) is None
+    assert leases.hold_digest(payload.pk) is None
     upload.refresh_from_db()
     assert (upload.state, upload.position) == (TransferState.DONE, len(DATA))
 
@@ -294,9 +294,9 @@ def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
     if what == "changed":
         (tmp_path / Segment.objects.filter(offset=0).get().name).write_bytes(DATA[: RUN - 1])
     elif what == "held":
-        digests.take(upload.payload_id)
+        leases.hold_digest(upload.payload_id)
     elif what == "lost":
-        digests.drop(upload.payload_id)
+        leases.drop_digest(upload.payload_id)
         monkeypatch.setattr(hashing, "MOST_SEGMENTS", 1)
     storing.store(last(upload, sha256="0" * 64 if what == "another digest" else SHA256), worker="bee")
     upload.refresh_from_db()
@@ -333,4 +333,4 @@ def test_a_payload_of_one_segment_is_completed_with_it(upload: Transfer) -> None
     storing.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
     payload = Payload.objects.get()
     assert payload.state == PayloadState.COMPLETE
-    assert digests.take(payload.pk) is None
+    assert leases.hold_digest(payload.pk) is None

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connections
 
 from delivery import conf
-from delivery.buffer import clients
+from delivery.buffer import pool
 from delivery.errors import UsageError
 from delivery.launch import application, environment
 from delivery.launch.bodies import BodyLimit
@@ -72,9 +72,9 @@ class Command(BaseCommand):
         """Say what is missing that settings don't show. None of it is final: it is served, and comes when it comes."""
         for notice in application.notices(site):
             self._warn(notice)
-        if not clients.answers():
+        if not pool.answers():
             self._warn(
-                f"Redis does not answer at {clients.place()}: no socket is served before it does. Start it, or correct "
+                f"Redis does not answer at {pool.place()}: no socket is served before it does. Start it, or correct "
                 "DELIVERY['REDIS_URL'] and CHANNEL_LAYERS."
             )
         try:

@@ -12,15 +12,15 @@ from typing import Any
 import redis
 import redis.asyncio.client
 
-from delivery.buffer import bulk, keys
-from delivery.buffer.clients import new_subscriber_client
+from delivery.buffer import exchange, keys
+from delivery.buffer.pool import new_subscriber_client
 
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 
 
-def publishing(topic: str, message: dict[str, Any]) -> bulk.Command:
+def publish_command(topic: str, message: dict[str, Any]) -> exchange.Command:
     """Return the command that tells every web process that waits on `topic`. `message`: ids and numbers, JSON."""
     return "PUBLISH", keys.channel(topic), json.dumps(message, separators=(",", ":"))
 

@@ -187,3 +187,10 @@ async def aclock() -> int:
     with reporting():
         seconds, micros = await aclient().time()
         return int(seconds) * 1_000_000 + int(micros)
+
+
+async def amemory() -> tuple[int, int]:
+    """Return (bytes used, bytes allowed) of Redis; allowed is 0 where it has no `maxmemory`."""
+    with reporting():
+        found = await aclient().info("memory")
+    return int(found["used_memory"]), int(found.get("maxmemory", 0))

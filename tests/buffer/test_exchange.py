@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from delivery import conf
-from delivery.buffer import bulk
+from delivery.buffer import exchange
 from delivery.errors import BufferUnavailable
 
 
@@ -29,7 +29,7 @@ class _Line:
             for at in range(0, len(reply), step):
                 theirs.sendall(reply[at : at + step])
 
-    def pack_commands(self, commands: Sequence[bulk.Command]) -> list[bytes]:
+    def pack_commands(self, commands: Sequence[exchange.Command]) -> list[bytes]:
         return []  # the reply is on its way whatever they are
 
     def _get_socket(self) -> socket.socket:
@@ -39,7 +39,7 @@ class _Line:
         self._ours.close()
 
 
-Given = Callable[[bytes, int], bulk.Exchange]
+Given = Callable[[bytes, int], exchange.Exchange]
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def given() -> Iterator[Given]:
         yield lambda reply, step: _exchange(stack, _Line(reply, step))
 
 
-def _exchange(stack: contextlib.ExitStack, line: _Line) -> bulk.Exchange:
+def _exchange(stack: contextlib.ExitStack, line: _Line) -> exchange.Exchange:
     stack.enter_context(contextlib.closing(line))
-    return stack.enter_context(contextlib.closing(bulk.Exchange(line)))
+    return stack.enter_context(contextlib.closing(exchange.Exchange(line)))
 
 
 def _reply(*values: bytes | None) -> bytes:
@@ -59,7 +59,7 @@ def _reply(*values: bytes | None) -> bytes:
     return b"*%d\r\n%b" % (len(values), b"".join(written))
 
 
-def _read_all(values: bulk.Exchange, count: int) -> Iterator[bytes | None]:
+def _read_all(values: exchange.Exchange, count: int) -> Iterator[bytes | None]:
     values.send(("MGET",))
     values.expect(count)
     for _ in range(count):
@@ -112,10 +112,10 @@ def test_a_reply_that_breaks_off_is_an_error(given: Given) -> None:
 
 def test_a_real_server_gives_what_was_put(valkey: None) -> None:
     data = os.urandom(1_000_000)
-    client = bulk.client()
+    client = exchange.client()
     client.set("delivery:bulk", data, ex=60)
     for _ in range(2):  # the second time on the same connection
-        with bulk.exchange() as values:
+        with exchange.connection() as values:
             values.send(("MGET", "delivery:bulk", "delivery:none"))
             values.expect(2)
             assert values.length() == len(data)
@@ -126,22 +126,26 @@ def test_a_real_server_gives_what_was_put(valkey: None) -> None:
 
 def test_what_is_set_from_where_it_lies_is_there(valkey: None) -> None:
     data = memoryview(bytearray(os.urandom(1_000_000)))
-    with bulk.exchange() as line:
+    with exchange.connection() as line:
         line.send_value(
             "delivery:bulk", len(data), (data[at : at + 300_000] for at in range(0, len(data), 300_000)), 60
         )
         line.send_value("delivery:empty", 0, [b""], 60)
         line.send(("STRLEN", "delivery:bulk"), ("TTL", "delivery:empty"))
         assert [line.reply() for _ in range(4)] == [b"OK", b"OK", len(data), 60]
-    assert bulk.run(("GET", "delivery:bulk"), ("GET", "delivery:none"), ("GET", "delivery:empty")) == [data, None, b""]
+    assert exchange.run_commands(("GET", "delivery:bulk"), ("GET", "delivery:none"), ("GET", "delivery:empty")) == [
+        data,
+        None,
+        b"",
+    ]
 
 
 @pytest.mark.parametrize("parts", [[], [b"12"], [b"12", b"34"]], ids=["none", "too few", "too many"])
 def test_a_value_of_another_length_than_announced_is_not_set(valkey: None, parts: list[bytes]) -> None:
-    bulk.run(("DEL", "delivery:bulk"))
-    with pytest.raises(ValueError, match="other than the 3 bytes"), bulk.exchange() as line:
+    exchange.run_commands(("DEL", "delivery:bulk"))
+    with pytest.raises(ValueError, match="other than the 3 bytes"), exchange.connection() as line:
         line.send_value("delivery:bulk", 3, parts, 60)
-    assert bulk.run(("EXISTS", "delivery:bulk")) == [0]
+    assert exchange.run_commands(("EXISTS", "delivery:bulk")) == [0]
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -159,7 +163,7 @@ def test_buffers_go_out_whole_whatever_the_socket_takes_at_once(tls: bool) -> No
     taking.start()
     with _tls(ours, server=False) if tls else ours as end:
         end.settimeout(10)
-        bulk._send_all(end, list(buffers))
+        exchange._send_all(end, list(buffers))
     taking.join(10)
     assert got == b"".join(buffers)
 
@@ -175,21 +179,23 @@ def _tls(end: socket.socket, *, server: bool) -> ssl.SSLSocket:
 
 def test_a_command_that_fails_is_told(valkey: None) -> None:
     with pytest.raises(BufferUnavailable):
-        bulk.run(("SET", "delivery:bulk", "x", "EX", 60), ("LPUSH", "delivery:bulk", "y"), ("GET", "delivery:bulk"))
-    assert bulk.run(("GET", "delivery:bulk")) == [b"x"]
+        exchange.run_commands(
+            ("SET", "delivery:bulk", "x", "EX", 60), ("LPUSH", "delivery:bulk", "y"), ("GET", "delivery:bulk")
+        )
+    assert exchange.run_commands(("GET", "delivery:bulk")) == [b"x"]
 
 
 def test_a_connection_that_was_closed_meanwhile_is_opened_again(valkey: None) -> None:
-    bulk.run(("SET", "delivery:bulk", "x", "EX", 60))
+    exchange.run_commands(("SET", "delivery:bulk", "x", "EX", 60))
     with redis.Redis.from_url(conf.current().redis_url) as other:
         other.client_kill_filter(_type="normal", skipme=True)
-    assert bulk.run(("GET", "delivery:bulk")) == [b"x"]
+    assert exchange.run_commands(("GET", "delivery:bulk")) == [b"x"]
 
 
 def test_a_connection_that_was_not_read_to_its_end_is_not_used_again(valkey: None) -> None:
-    bulk.client().set("delivery:bulk", b"x" * 100_000, ex=60)
-    with pytest.raises(BufferUnavailable), bulk.exchange() as line:
+    exchange.client().set("delivery:bulk", b"x" * 100_000, ex=60)
+    with pytest.raises(BufferUnavailable), exchange.connection() as line:
         line.send(("GET", "delivery:bulk"))
-    with pytest.raises(BufferUnavailable), bulk.exchange() as line:
+    with pytest.raises(BufferUnavailable), exchange.connection() as line:
         line.send(("PING",))
-    assert bulk.client().get("delivery:bulk") == b"x" * 100_000
+    assert exchange.client().get("delivery:bulk") == b"x" * 100_000

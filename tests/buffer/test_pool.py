@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from delivery.buffer.clients import SEND_ROOM_BYTES, give_room
+from delivery.buffer.pool import SEND_ROOM_BYTES, give_room
 
 
 def room(line: socket.socket) -> int:
@@ -29,7 +29,7 @@ def test_one_that_has_more_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_ROOM_BYTES)
         before = room(ours)
-        monkeypatch.setattr("delivery.buffer.clients.SEND_ROOM_BYTES", 65_536)
+        monkeypatch.setattr("delivery.buffer.pool.SEND_ROOM_BYTES", 65_536)
         give_room(ours)
         assert room(ours) == before
 

@@ -1,9 +1,10 @@
-"""Large values of Redis, written and read by an event loop: one command behind the other on a connection of their own.
+"""Large values of Redis, written and read by an event loop: pipelined commands on a connection of their own.
 
-Nobody waits for a connection, and the kernel alone copies: what is written goes out from where it lies, what is read comes
-into the buffer that whoever asked gets. Each pipeline of redis-py goes through its pool, retries and time limits in
-dozens of calls, and its replies are copied three times; in a thread they are not, but each goes to and fro between threads
-then. Opening the connection, with its login and options, remains redis-py's.
+What it buys: no caller waits for a connection, and the kernel alone copies. Values are sent from where they lie, and read
+straight into the buffer that the caller gets. A pipeline of redis-py takes dozens of calls through its pool, retries and
+timeouts, and copies its replies three times; a thread avoids the copies, but each value then crosses between threads.
+Without this module redis-py's client does the same, more slowly. Opening the connection, with its login and options,
+remains redis-py's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, cast
 
 import redis
 
-from delivery.buffer.bulk import LINE_BYTES, refusal, setting
-from delivery.buffer.clients import SOCKET_TIMEOUT_SECONDS, aclient, give_room, reporting
+from delivery.buffer.exchange import LINE_BYTES, refusal, setting
+from delivery.buffer.pool import SOCKET_TIMEOUT_SECONDS, aclient, give_room, reporting
 
 Data = bytes | bytearray | memoryview
 
@@ -167,8 +168,8 @@ class _Replies(asyncio.BufferedProtocol):
             self._pending.popleft().end(pending.error)
 
 
-class Values:
-    """Such a connection, opened when it is first needed, and anew when it was lost. Belongs to one event loop."""
+class Stream:
+    """The connection: opened at the first command, and again after it was lost. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._replies: _Replies | None = None
