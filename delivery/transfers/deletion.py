@@ -12,6 +12,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import models
 from django.db.models.signals import pre_delete
+from django.utils import timezone
 
 from delivery.models import Payload, Transfer, Usage
 from delivery.transfers import forgetting, locks
@@ -30,6 +31,8 @@ def _before_user(instance: Any, **_ignored: Any) -> None:
     The user is locked last: who inserts a reference to them holds other locks already when it is checked at COMMIT.
     """
     forgetting.forget(instance.pk, everything=False)
+    if locks.many_writers():  # a row to lock, which offers change before they refer to the user
+        Usage.objects.get_or_create(user=instance, defaults={"counted_at": timezone.now()})
     locks.hold(Usage.objects.filter(pk=instance.pk))
     locks.close(get_user_model()._base_manager.filter(pk=instance.pk))
     Transfer.objects.filter(user=instance.pk).delete()
