@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from delivery.mixins import LargeMessageMixin as LargeMessageMixin
     from delivery.policy import DefaultPolicy as DefaultPolicy
     from delivery.policy import group as group
+    from delivery.server.large_messages import LargeMessageMixin as LargeMessageMixin
     from delivery.site import adeliver as adeliver
     from delivery.site import deliver as deliver
     from delivery.tokens import make_token as make_token
@@ -24,7 +24,7 @@ _HOMES = {
     "adeliver": "delivery.site",
     "group": "delivery.policy",
     "DefaultPolicy": "delivery.policy",
-    "LargeMessageMixin": "delivery.mixins",
+    "LargeMessageMixin": "delivery.server.large_messages",
     "make_token": "delivery.tokens",
 }
 

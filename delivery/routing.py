@@ -8,7 +8,7 @@ from channels.routing import URLRouter
 from django.urls import path
 
 from delivery import handshakes
-from delivery.consumers import DeliveryConsumer
+from delivery.server.consumer import DeliveryConsumer
 
 
 class WebSocketRouter(URLRouter):  # type: ignore[misc]

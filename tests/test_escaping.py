@@ -84,7 +84,7 @@ def test_lines_of_a_traceback_look_like_no_record(caplog: pytest.LogCaptureFixtu
     try:
         raise LookupError(FORGED)
     except LookupError:
-        logging.getLogger("delivery.serving.session").exception("connection of %s fails", FORGED)
+        logging.getLogger("delivery.server.connection").exception("connection of %s fails", FORGED)
     first, *rest = logged(caplog).splitlines()
     assert first.startswith("ERROR connection of laptop")
     assert all(line.startswith("  ") for line in rest)
@@ -92,7 +92,7 @@ def test_lines_of_a_traceback_look_like_no_record(caplog: pytest.LogCaptureFixtu
 
 
 def test_numbers_and_mappings_are_formatted_as_ever(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("delivery.serving.process")
+    logger = logging.getLogger("delivery.server.web_process")
     logger.warning("%d of %.1f, %05d", 3, 2.25, 7)
     logger.warning("%(who)s", {"who": FORGED})
     assert [record.getMessage() for record in caplog.records] == [

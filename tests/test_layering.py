@@ -20,7 +20,7 @@ PACKAGE = ROOT / "delivery"
 # Who may import whom. `errors` lies under everything and is left out.
 ARROWS: dict[str, str] = {
     # the public surface, lazy
-    "__init__": "site policy tokens mixins",
+    "__init__": "site policy auth server",
     # what clients need too: no Django
     "errors": "",
     "escaping": "",
@@ -35,7 +35,6 @@ ARROWS: dict[str, str] = {
     "integration": "conf dispatch buffer policy",
     "deployment": "conf dispatch",
     "signals": "",
-    "tokens": "conf",
     "models": "protocol conf",
     "links": "models conf",
     "policy": "models conf",
@@ -48,11 +47,10 @@ ARROWS: dict[str, str] = {
     "site": "transfers models storage dispatch policy protocol conf notify",  # deliver(), adeliver()
     "tasks": "transfers dispatch drain conf",
     "drain": "conf notify buffer dispatch",
-    # the Channels driver: `serving` holds what `consumers` and `mixins` share
-    "serving": "escaping protocol transfers drain notify conf buffer dispatch models policy tokens",
-    "consumers": "serving protocol transfers drain notify conf handshakes",
-    "mixins": "serving site protocol models conf",
-    "routing": "consumers handshakes",
+    # who speaks on a socket
+    "auth": "escaping protocol conf policy",
+    "server": "auth escaping protocol transfers site drain notify conf buffer dispatch models policy handshakes",
+    "routing": "server handshakes",
     "handshakes": "",
     # what people see
     "urls": "views",
@@ -63,7 +61,7 @@ ARROWS: dict[str, str] = {
     "migrations": "models protocol",
     # processes
     "launch": "conf escaping sockets websocket handshakes",
-    "management": "launch buffer serving transfers drain dispatch models storage policy tokens conf __init__",
+    "management": "launch buffer server transfers drain dispatch models storage policy auth conf __init__",
     "apps": "checks drain signals conf models policy transfers escaping",
 }
 
@@ -78,7 +76,7 @@ UPWARDS = {
 OUTSIDE = {
     "redis": {"buffer"},
     "celery": {"dispatch", "tasks", "drain", "launch", "apps"},
-    "channels": {"consumers", "mixins", "notify", "routing", "serving", "launch", "management"},
+    "channels": {"notify", "routing", "server", "launch", "management"},
     "uvicorn": {"launch"},
     "websockets": {"client", "launch", "websocket"},
     "crc32c": {"protocol"},

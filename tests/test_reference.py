@@ -10,9 +10,9 @@ import pytest
 
 import delivery
 from delivery import client, signals
-from delivery.mixins import LargeMessageMixin
 from delivery.models import Payload
 from delivery.policy import DefaultPolicy
+from delivery.server.large_messages import LargeMessageMixin
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "python.md").read_text()
 

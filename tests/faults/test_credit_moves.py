@@ -8,7 +8,7 @@ import pytest
 
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver, Terms
-from delivery.serving.credit import CreditLedger
+from delivery.server.flow_control import CreditLedger
 
 KIB, MIB = 1024, 1024 * 1024
 BUDGETS = (10_000_000, 13_360_332, 20_000_000, 268_435_456)

@@ -41,7 +41,7 @@ def test_importing_our_tasks_changes_no_option(rig: HostRig) -> None:
     run(
         rig,
         "from hostsite.celery import app, note_options\n"
-        "import delivery.tasks, delivery.consumers\n"
+        "import delivery.tasks, delivery.server.consumer\n"
         "app.finalize(); app.loader.import_default_modules()\n"
         "assert 'delivery.store_segment' in app.tasks\n"
         "assert app.tasks['hostsite.slow'].serializer == 'pickle'\n"

@@ -24,7 +24,7 @@ from delivery import dispatch, make_token, models, notify
 from delivery.buffer import blocks, chunks, exchange, leases, pool, registry, stream
 from delivery.client import client as client_module
 from delivery.errors import DeliveryError
-from delivery.serving import process
+from delivery.server import web_process
 from delivery.storage import files
 from delivery.transfers import completing, events, retention, sealing, storing
 from tests.simulation.loop import Proc, SimulationLoop, Stuck, running
@@ -116,8 +116,8 @@ def _in_place(world: World) -> Iterator[None]:
         put(storing, "MOST_LOOKS", 1)  # nothing else gets on while a task waits
         put(storing, "_commit", world.commit_later(storing._commit))
         put(sealing.completing, "complete", world.complete_later(completing.complete))
-        put(process, "current", current_process)
-        put(process, "Subscriber", Subscriber)
+        put(web_process, "current", current_process)
+        put(web_process, "Subscriber", Subscriber)
         put(client_module, "dial", world.dial)
         put(time, "monotonic", loop.time)
         put(timezone, "now", lambda: EPOCH + datetime.timedelta(seconds=loop.now))

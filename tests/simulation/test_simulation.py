@@ -15,7 +15,7 @@ from delivery.protocol.connection import Connection, Side
 from delivery.protocol.heartbeat import Heartbeat
 from delivery.protocol.loss_probe import LossProbe
 from delivery.protocol.receiver import Receiver
-from delivery.serving.intake import Intake
+from delivery.server.upload import Intake
 from delivery.transfers import storing
 from tests.simulation.run import simulate
 

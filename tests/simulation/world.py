@@ -1,7 +1,7 @@
 """A whole site in one loop: real clients, real sessions and transfers, real rows; Redis, workers, Storage and network
 are models that a fault plan breaks.
 
-What is real: `delivery.client`, `delivery.protocol`, `delivery.consumers` and `delivery.serving`, `delivery.transfers` on
+What is real: `delivery.client`, `delivery.protocol`, `delivery.server.consumer` and `delivery.server`, `delivery.transfers` on
 a SQLite in memory, `delivery.buffer` on a model of Redis. What is a model: the ASGI server, TCP, Redis itself, Celery's
 queue and its workers, files.
 """
@@ -20,14 +20,14 @@ from uuid import UUID
 
 from websockets.frames import Close
 
-from delivery import dispatch
+from delivery import auth, dispatch
 from delivery.buffer import keys, registry
 from delivery.client.client import Client
 from delivery.client.dialing import NotNow
-from delivery.consumers import DeliveryConsumer
 from delivery.errors import BufferUnavailable, StorageUnavailable
-from delivery.serving import login, process
-from delivery.serving.writer import ConnectionClosed
+from delivery.server import web_process
+from delivery.server.consumer import DeliveryConsumer
+from delivery.server.writer import ConnectionClosed
 from delivery.transfers import retention, sealing, staging, storing
 from delivery.transfers.following import Following
 from delivery.transfers.storing import StoreOrder
@@ -273,7 +273,7 @@ class Web:
     def __init__(self, world: World) -> None:
         self.world = world
         self.proc = Proc("web")
-        self.shared: process.Process = self.proc.context.run(process.Process)
+        self.shared: web_process.Process = self.proc.context.run(web_process.Process)
         self.subscriber: Any = self.shared.subscriber
         self.proc.context.run(self.shared.start)
         _webs[self.proc] = self
@@ -283,7 +283,7 @@ class Web:
         consumer = Consumer(found, channel)
         self.world.consumers[channel] = consumer
         try:
-            await consumer._begin(await self.shared.db(login.login_of_token, token))
+            await consumer._begin(await self.shared.db(auth.login_of_token, token))
         except Exception:
             found.cut()
             raise
@@ -301,8 +301,8 @@ class Web:
 _webs: dict[Proc | None, Web] = {}
 
 
-def current_process() -> process.Process:
-    """Stand where `delivery.serving.process.current` would."""
+def current_process() -> web_process.Process:
+    """Stand where `delivery.server.web_process.current` would."""
     return _webs[running()].shared
 
 

@@ -17,7 +17,7 @@ from delivery.errors import UsageError
 from delivery.launch import application, environment
 from delivery.launch.bodies import BodyLimit
 from delivery.launch.web import Server, WebOptions
-from delivery.serving import leaving
+from delivery.server import leaving
 
 SERVER_LOG = logging.getLogger("uvicorn.error")
 

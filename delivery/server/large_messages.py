@@ -1,0 +1,270 @@
+"""Large messages on a site's own sockets (PROTOCOL section 8): the socket carries a pointer, the bytes go beside it.
+
+class Chat(LargeMessageMixin, AsyncJsonWebsocketConsumer):
+    async def receive_json(self, content, **kwargs):
+        await self.send_large(content)
+
+    async def receive_large(self, payload):
+        ...
+
+See docs/how-to/large-messages.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import logging
+from typing import Any
+from uuid import UUID
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from delivery import conf, site
+from delivery.auth import Login
+from delivery.errors import UsageError
+from delivery.models import Payload, PayloadState
+from delivery.protocol.codes import CLOSE_CODES
+from delivery.server import message_limits, web_process
+from delivery.server.arrivals import INTERNAL, Arrivals
+
+logger = logging.getLogger(__name__)
+
+POINTER = "delivery.large"
+JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain; charset=utf-8"
+BINARY_TYPE = "application/octet-stream"
+CLOSE_SECONDS = 2.0
+
+# What the socket is closed with where a large message is refused; 1013 for what may work later.
+_CLOSES = {"too_large": 1009, "draining": 1001, "forbidden": 1008, "cancelled": 1008, "digest": 1011, INTERNAL: 1011}
+
+
+class LargeMessageMixin:
+    """For an `AsyncWebsocketConsumer` or `AsyncJsonWebsocketConsumer`, named before it among the bases.
+
+    Needs a logged-in user in `scope["user"]` (Channels' `AuthMiddlewareStack`): payloads belong to somebody. Without
+    one, small messages pass and larger ones are refused with 1009.
+
+    `large_limit`: the largest message in bytes that the socket carries itself, both ways; None: DELIVERY["INLINE_LIMIT"].
+    `large_expires`: how long a large message that is sent waits for its recipient; None: DELIVERY["PAYLOAD_EXPIRY"].
+    `large_links`: put a signed `url` into pointers, for clients that fetch over HTTP; needs `delivery.urls`.
+    """
+
+    large_limit: int | None = None
+    large_expires: datetime.timedelta | None = None
+    large_links: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if AsyncWebsocketConsumer in order and order.index(AsyncWebsocketConsumer) < order.index(LargeMessageMixin):
+            raise UsageError(f"{cls.__name__} names LargeMessageMixin after its consumer: name it first")
+
+    # -- for the site ------------------------------------------------------------------------------------------------
+
+    async def receive_large(self, payload: Payload) -> None:
+        """Take a large message that has arrived: a complete payload that this socket's user sent. To be overridden.
+
+        Never runs while another handler of this consumer does. The payload is the site's from now on: it stays until
+        the site ends it with `payload.discard()` or attaches it.
+        """
+        raise NotImplementedError("a consumer with LargeMessageMixin defines receive_large(payload)")
+
+    async def large_refused(self, code: str) -> None:
+        """Answer a large message that was not taken; by default the socket is closed.
+
+        `code`: a reject or abort code of the protocol. `forbidden` is a pointer to what is not there, not complete or
+        somebody else's, which all look alike; `busy`, `quota` and `draining` may pass.
+        """
+        await self._large_close(_CLOSES.get(code, 1013))
+
+    async def send_large(self, content: Any) -> None:
+        """Send a message: as it is where it is small, else as a pointer to a payload for this socket's user.
+
+        Bytes go as a binary message. All else goes through the consumer's `encode_json`; where it has none, a `str`
+        goes as it is. Returns once it is stored and the pointer sent. Raises `UsageError` where a large message has
+        nobody to go to, `StorageUnavailable`.
+        """
+        data, content_type = await self._large_encoded(content)
+        if len(data) <= self._large_limit():
+            await self._large_send(data, binary=content_type == BINARY_TYPE)
+            return
+        user = self._large_user()
+        if user is None:
+            raise UsageError("a large message needs a logged-in user in scope['user'] to be addressed to")
+        payload = await site.adeliver(data, to=user, name="", content_type=content_type, expires=self.large_expires)
+        await self.send_pointer(payload)
+
+    async def send_pointer(self, payload: Payload) -> None:
+        """Send the pointer to a payload that is delivered to this socket's user: one `deliver()` for many sockets."""
+        pointer = {
+            "type": POINTER,
+            "payload": str(payload.pk),
+            "size": payload.size,
+            "content_type": payload.content_type,
+        }
+        if self.large_links:
+            pointer["url"] = payload.url()
+        await self._large_send(json.dumps(pointer).encode(), binary=False)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve the socket; it is closed with 1001 when the web process drains."""
+        shared = web_process.current()
+        message_limits.look_at(receive)
+        message_limits.limit_messages(scope, conf.current().plain_max_message + message_limits.SLACK_BYTES)
+        self._large_arrivals = Arrivals(shared, receive)
+        leaver = _Leaver(self, self._large_arrivals)
+        shared.sessions.add(leaver)
+        try:
+            await super().__call__(scope, self._large_arrivals.receive, send)  # type: ignore[misc]
+        except asyncio.CancelledError:
+            if not leaver.abandoned:
+                raise
+        finally:
+            try:
+                await asyncio.shield(self._large_arrivals.end())
+            finally:
+                shared.sessions.discard(leaver)
+
+    async def websocket_connect(self, message: dict[str, Any]) -> None:
+        if web_process.current().draining:
+            await self.accept()  # type: ignore[attr-defined]
+            await self._large_close(1001)
+        else:
+            await super().websocket_connect(message)  # type: ignore[misc]
+
+    # -- what comes --------------------------------------------------------------------------------------------------
+
+    async def websocket_receive(self, message: dict[str, Any]) -> None:
+        """Hand on what is small; take in what is large, or points to something large."""
+        data, text = message.get("bytes"), message.get("text") or ""
+        size = _bytes_in(text) if data is None else len(data)
+        if size > conf.current().plain_max_message:
+            await self._large_close(1009)
+        elif size > self._large_limit():
+            await self._large_take(text.encode() if data is None else data, binary=data is not None)
+        elif data is None and POINTER in text and (pointer := _pointer(text)) is not None:
+            await self._large_follow(pointer)
+        else:
+            await super().websocket_receive(message)  # type: ignore[misc]
+
+    async def _large_take(self, data: bytes, *, binary: bool) -> None:
+        """Have a large message stored beside the socket."""
+        user = self._large_user()
+        if user is None:
+            await self._large_close(1009)
+        else:
+            await self._large_arrivals.put(user, data, BINARY_TYPE if binary else self._large_text_type())
+
+    async def delivery_large_arrived(self, message: dict[str, Any]) -> None:
+        """A large message is stored, or was refused."""
+        try:
+            if message["payload"] is None:
+                logger.warning("large message refused: %s", message["code"])
+                await self.large_refused(message["code"])
+            else:
+                await self.receive_large(await web_process.current().db(Payload.objects.get, pk=message["payload"]))
+        finally:
+            self._large_arrivals.handled()
+
+    async def _large_follow(self, pointer: dict[str, Any]) -> None:
+        """Take a payload that its sender has uploaded beside this socket."""
+        user = self._large_user()
+        key = _key_of(pointer)
+        found = None if user is None or key is None else await web_process.current().db(_owned, key, user.pk)
+        if found is None:  # an unknown one, an incomplete one and somebody else's must look alike
+            await self.large_refused("forbidden")
+        else:
+            await self.receive_large(found)
+
+    # -- what goes ---------------------------------------------------------------------------------------------------
+
+    async def _large_encoded(self, content: Any) -> tuple[bytes, str]:
+        """Return (bytes, content type) of a message."""
+        if isinstance(content, bytes | bytearray | memoryview):
+            return bytes(content), BINARY_TYPE
+        encode = getattr(self, "encode_json", None)
+        if encode is not None:
+            return (await encode(content)).encode(), JSON_TYPE
+        return (content if isinstance(content, str) else json.dumps(content)).encode(), self._large_text_type()
+
+    async def _large_send(self, data: bytes, *, binary: bool) -> None:
+        if binary:
+            await self.send(bytes_data=data)  # type: ignore[attr-defined]
+        else:
+            await self.send(text_data=data.decode())  # type: ignore[attr-defined]
+
+    async def _large_close(self, code: int) -> None:
+        await self.close(code, CLOSE_CODES[code].reason)  # type: ignore[attr-defined]
+
+    # -- what is asked -----------------------------------------------------------------------------------------------
+
+    def _large_limit(self) -> int:
+        return conf.current().inline_limit if self.large_limit is None else self.large_limit
+
+    def _large_text_type(self) -> str:
+        return JSON_TYPE if hasattr(self, "encode_json") else TEXT_TYPE
+
+    def _large_user(self) -> Any | None:
+        user = self.scope.get("user")  # type: ignore[attr-defined]
+        return user if user is not None and user.is_authenticated else None
+
+
+class _Leaver:
+    """Closes a site's own socket when the web process drains."""
+
+    login: Login | None = None  # who may stay on a site's own socket is the site's to say
+
+    def __init__(self, consumer: Any, arrivals: Arrivals) -> None:
+        self.abandoned = False
+        self._consumer = consumer
+        self._arrivals = arrivals
+        self._task = asyncio.current_task()
+
+    def revoke(self, reason: str) -> None:
+        """Never asked for: there is no login of ours."""
+
+    async def leave(self, reason: str) -> None:
+        """Close once the large message in hand is with the site; a peer that does not read is given up after 2 s."""
+        try:
+            async with asyncio.timeout(conf.current().drain_grace / 2):
+                await self._arrivals.settle()
+        except TimeoutError:
+            logger.warning("a large message is cut off: its storing took too long")
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._consumer.close(1001, CLOSE_CODES[1001].reason)
+        except TimeoutError:
+            self.abandoned = True
+            if self._task is not None:
+                self._task.cancel()
+        except (OSError, RuntimeError):
+            return  # it was closing already
+
+
+def _bytes_in(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _pointer(text: str) -> dict[str, Any] | None:
+    """Return the message if it is a pointer."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and message.get("type") == POINTER else None
+
+
+def _key_of(pointer: dict[str, Any]) -> UUID | None:
+    try:
+        return UUID(str(pointer.get("payload")))
+    except ValueError:
+        return None
+
+
+def _owned(payload_id: UUID, user: Any) -> Payload | None:
+    return Payload.objects.filter(pk=payload_id, owner=user, state=PayloadState.COMPLETE).first()

@@ -1,0 +1,346 @@
+"""One upload on one connection: chunks go to the buffer, runs to workers, stored positions back to the receiver.
+
+Asks again for whatever does not come: tasks and wake-ups may be lost, Redis may be emptied at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from delivery import dispatch
+from delivery.buffer import chunks, leases
+from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
+from delivery.models import WaitingFor
+from delivery.protocol.frames import Chunk, chunk_count
+from delivery.protocol.receiver import Receiver, Run
+from delivery.server.finishing import Finishing
+from delivery.server.gathering import Gathering
+from delivery.server.store_requests import Order
+from delivery.server.web_process import Process
+from delivery.transfers import completing, uploads
+from delivery.transfers.storing import StoreOrder
+from delivery.transfers.uploads import Finished, Opened
+
+logger = logging.getLogger(__name__)
+
+BUFFER_RETRY_SECONDS = 0.5
+LOOK_SECONDS = 0.05
+BUFFER_PATIENCE_SECONDS = 30.0
+STORAGE_RETRY_SECONDS = 1.0
+MOST_STORAGE_FAILURES = 5
+FINISH_SECONDS = 0.05  # that the last run waits for `finish`
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost.
+
+    `moved_by` is given the worker that moved it. `confirm` is asked before a payload is completed: it raises `TransferAborted` where its sender is logged out.
+    """
+
+    changed: Callable[[], None]
+    rewind: Callable[[Receiver, int], None]
+    confirm: Callable[[], Awaitable[None]]
+    moved_by: Callable[[str], None] = lambda worker: None
+
+
+class Intake:
+    """Takes in one upload. Belongs to the event loop of its connection."""
+
+    def __init__(self, process: Process, receiver: Receiver, opened: Opened, reports: Reports) -> None:
+        self.receiver = receiver
+        self.opened = opened
+        self.lease = opened.lease
+        self.task: asyncio.Task[None] | None = None  # runs it
+        self.worker = ""  # that moved it last
+        self.worker_at = 0.0
+        self._process = process
+        self._reports = reports
+        self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
+        self._orders: deque[Order] = deque()
+        self._woken = asyncio.Event()
+        self._gathering = Gathering(process.chunks, opened.payload, receiver, self.wake)
+        self._lost = False
+        self._rewinding = False
+        self._superseded = False
+        self._ended: str | None = None
+        self._finished: Finished | None = None
+        self._storage_failures = 0
+        self._buffer_failed_at: float | None = None
+        self._hurried = False
+        self._finishing = Finishing(process, receiver, opened)
+        self._confirmed = False
+        self._asked = False  # for any run
+
+    # -- from the session --------------------------------------------------------------------------------------------
+
+    @property
+    def unflushed(self) -> int:
+        """Bytes that are in this process's memory alone."""
+        return self._gathering.bytes
+
+    def keep(self, chunk: Chunk) -> None:
+        """Take a chunk that the receiver kept."""
+        self._checksums.append(chunk.checksum)
+        self._gathering.add(chunk.data)
+
+    def wake(self) -> None:
+        """Look for what is due."""
+        self._woken.set()
+
+    def hurry(self) -> None:
+        """Have all that was taken in stored now: the connection is about to be closed."""
+        self._hurried = True
+        self._woken.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was taken in is stored."""
+        return self.receiver.stored >= self.receiver.received
+
+    async def run(self) -> Finished:
+        """Take in everything; return once the payload is complete.
+
+        Raises `TransferAborted` where the transfer ended or must let go of this connection.
+        """
+        await self._process.subscriber.add(self.opened.payload.hex, self._on_wake)
+        try:
+            while True:
+                self._woken.clear()
+                if (finished := await self._step()) is not None:
+                    return finished
+                await self._sleep()
+        finally:
+            self._process.store_tasks.note(self, 0)
+            await self._process.subscriber.remove(self.opened.payload.hex, self._on_wake)
+
+    async def detach(self) -> None:
+        """Hand over what was taken in, so that it is not sent again: the connection is gone, or about to go."""
+        await self.settle()
+        try:
+            while self._gathering:
+                await self._flush_some()
+            # Nothing is kept of what the third nack gave up: the abort left the receiver's count as it was.
+            while self._checksums and (run := self.receiver.rest(time.monotonic())) is not None:
+                self._add_order(run)
+            await self._ask(time.monotonic(), detached=True)
+        except (BufferUnavailable, StaleLease) as error:
+            logger.info("what was buffered of %s will be sent again: %s", self.opened.payload, error)
+
+    async def settle(self) -> None:
+        """Return once nothing is on its way into the buffer; to be asked when `task` has ended."""
+        await self._gathering.settle()
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> Finished | None:
+        # An earlier connection's `finish` may have completed it: `done` waits for the one of this connection.
+        if self._finished is not None and self.receiver.finish is not None:
+            return self._finished
+        if self._ended is not None:
+            raise TransferAborted(self._ended)
+        if self._superseded:
+            raise TransferAborted("taken_over", final=False)
+        if self._lost:
+            await self._rewind()
+        try:
+            await self._move()
+            self._buffer_failed_at = None
+        except BufferUnavailable as error:
+            self._check_patience(error)
+        return None
+
+    async def _move(self) -> None:
+        if self._gathering.due(hurried=self._hurried):
+            await self._flush_some()
+        now = time.monotonic()
+        while (run := self.receiver.rest(now) if self._hurried else self.receiver.next_run(now)) is not None:
+            self._add_order(run)
+        await self._ask(now)
+        if self.receiver.complete:
+            await self._finish()
+        if (at := self.receiver.wake_at()) is not None and at <= now:
+            self._reports.changed()  # an ack is due by time alone
+
+    async def _finish(self) -> None:
+        await self._confirm()
+        finished = await self._finishing.step(self.lease)
+        if finished is not None:
+            self._finished = finished
+            self._woken.set()
+
+    async def _confirm(self) -> None:
+        if not self._confirmed:
+            await self._reports.confirm()
+            self._confirmed = True
+
+    def _check_patience(self, error: BufferUnavailable) -> None:
+        """Keep trying for a while: what is not flushed is in memory, bounded by the window."""
+        now = time.monotonic()
+        if self._buffer_failed_at is None:
+            self._buffer_failed_at = now
+            logger.warning("upload %s waits: %s", self.opened.payload, error)
+        elif now - self._buffer_failed_at > BUFFER_PATIENCE_SECONDS:
+            raise TransferAborted("busy", "the buffer does not answer", final=False) from error
+
+    async def _flush_some(self) -> None:
+        if self._process.credit.crowds(self.receiver):
+            raise BufferUnavailable("uploads have more than their budget in Redis")
+        await self._gathering.flush(self.lease)
+
+    async def below(self, limit: int) -> None:
+        """Wait until less than `limit` bytes are in this process's memory alone."""
+        await self._gathering.below(limit)
+
+    def _add_order(self, run: Run) -> None:
+        receiver = self.receiver
+        ends = receiver.size if receiver.size is not None and run.end == receiver.chunks else None
+        order = StoreOrder(
+            transfer=self.opened.transfer,
+            payload=self.opened.payload,
+            lease=self.lease,
+            start=run.start,
+            end=run.end,
+            chunk_size=receiver.chunk_size,
+            offset=receiver.offset(run.start),
+            length=receiver.offset(run.end) - receiver.offset(run.start),
+            ends=ends,
+        )
+        entry = Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)])
+        if ends is not None:
+            entry.ask_at = time.monotonic() + FINISH_SECONDS  # its task may complete the payload too
+        self._orders.append(entry)
+
+    async def _ask(self, now: float, *, detached: bool = False) -> None:
+        """Publish a task for each run that is due: for the first time, or again."""
+        while self._orders and self._orders[0].order.end <= self.receiver.stored:
+            self._orders.popleft()
+        self._process.store_tasks.note(self, 0 if detached else len(self._orders))
+        hurried = detached or self._hurried or self.receiver.finish is not None
+        for order in list(self._orders):
+            due = now >= order.ask_at or (hurried and order.attempt == 0)
+            if due and order.order.end <= self._gathering.flushed:
+                await self._ask_for(order, detached=detached)
+
+    async def _ask_for(self, order: Order, *, detached: bool) -> None:
+        run = order.order.run
+        if order.attempt == 0:
+            await chunks.aput_checksums(self._process.chunks, run, order.checksums)
+        else:
+            await self._look()
+            await chunks.akeep(run)
+        wanted = replace(order.order, again=order.attempt > 0)
+        if wanted.ends is not None and self.receiver.finish is not None and not detached:
+            await self._confirm()
+            wanted = self._finishing.by_storing(wanted)
+        if order.attempt or detached:
+            await self._process.publish(dispatch.STORE, wanted.arguments(), marker=wanted.marker, attempt=order.attempt)
+        else:
+            await self._process.store_tasks.ask(wanted, follows=self._asked)
+        self._asked = True
+        order.ask_at = time.monotonic() + leases.marker_seconds(order.attempt)
+        order.attempt += 1
+
+    async def _look(self) -> None:
+        """Ask the database what a lost wake-up would have told."""
+        lease, position, state = await self._process.db(uploads.position, self.opened.transfer)
+        self._moved(lease, position)
+        if state != "live" and not self.receiver.complete:
+            *_, failure = await self._process.db(completing.outcome, self.opened.payload)
+            self._ended = failure or "cancelled"
+        elif lease == self.lease and not await self._process.workers_alive():
+            await self._process.db(uploads.waiting, self.opened.transfer, self.lease, WaitingFor.WORKER)
+
+    async def _rewind(self) -> None:
+        """Chunks are gone: fence what is in flight, and have the sender go back."""
+        self._lost = False
+        self._rewinding = True  # a wake-up may tell of our own new lease before the query returns it
+        try:
+            lease, position = await self._process.db(uploads.rewind, self.opened.transfer, self.lease)
+        except StaleLease:
+            raise TransferAborted("taken_over", final=False) from None
+        finally:
+            self._rewinding = False
+        seq = self._seq_of(position)
+        self._checksums.clear()
+        self._orders.clear()
+        self.lease = lease
+        self.receiver.on_stored(seq)
+        self._gathering.rewind(seq)
+        if seq < self.receiver.received:  # else it was stored meanwhile
+            self._reports.rewind(self.receiver, seq)
+
+    def _seq_of(self, position: int) -> int:
+        if position == self.receiver.size:
+            return chunk_count(position, self.receiver.chunk_size)
+        return position // self.receiver.chunk_size
+
+    # -- time and wake-ups -------------------------------------------------------------------------------------------
+
+    async def _sleep(self) -> None:
+        if self._woken.is_set() or (self._gathering.due(hurried=self._hurried) and self._buffer_failed_at is None):
+            return
+        now = time.monotonic()
+        wait = max(0.0, self._wake_at(now) - now)
+        try:
+            async with asyncio.timeout(wait):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    def _wake_at(self, now: float) -> float:
+        times = [now + 30.0]
+        if self._buffer_failed_at is not None:
+            times.append(now + BUFFER_RETRY_SECONDS)
+        if (at := self.receiver.wake_at()) is not None:
+            times.append(max(at, now + LOOK_SECONDS))
+        times += [order.ask_at for order in self._orders if order.order.end <= self._gathering.flushed]
+        if self.receiver.complete:
+            times.append(self._finishing.due_at)
+        return min(times)
+
+    def _on_wake(self, message: dict[str, Any]) -> None:
+        event = message.get("event")
+        if worker := message.get("worker"):
+            self.worker, self.worker_at = str(worker), time.monotonic()
+            self._reports.moved_by(self.worker)
+        if event == "stored":
+            self._storage_failures = 0
+            self._moved(message["lease"], message["position"])
+        elif event == "lost":
+            self._lost = self._lost or message["lease"] == self.lease
+        elif event == "unstored" and message["lease"] == self.lease:
+            self._not_stored(message["start"])
+        elif event == "sealed":
+            self.receiver.on_stored(self.receiver.received)  # its `stored` may have been lost
+            self._finished = Finished(self.opened.payload, message["size"], message["sha256"])
+        elif event == "unsealed":
+            self._finishing.again()
+        elif event == "ended":
+            self._ended = str(message.get("code") or "cancelled")
+        self._woken.set()
+
+    def _moved(self, lease: int, position: int) -> None:
+        if self._rewinding:
+            return
+        if lease > self.lease:
+            self._superseded = True
+        elif lease == self.lease and not self._lost:
+            self.receiver.on_stored(min(self._seq_of(position), self.receiver.received))
+            self._process.credit.moved(self.receiver)
+            self._reports.changed()
+
+    def _not_stored(self, start: int) -> None:
+        """Ask again soon; let go of the connection where Storage keeps failing."""
+        self._storage_failures += 1
+        if self._storage_failures > MOST_STORAGE_FAILURES:
+            self._ended = "storage_unavailable"
+        for order in self._orders:
+            if order.order.start == start:
+                order.ask_at = time.monotonic() + STORAGE_RETRY_SECONDS * self._storage_failures

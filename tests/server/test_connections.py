@@ -1,0 +1,50 @@
+"""The threads of a web process keep their connections to a database server, and notice where one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from django.db import connection, connections
+
+from delivery.server.web_process import Process
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no server: DATABASE_URL"),
+]
+
+
+def backend() -> int:
+    """Return the process of the server that serves this thread."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+def end(pid: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert cursor.fetchone() == (True,)
+
+
+def test_a_connection_that_broke_while_nobody_used_it_is_replaced() -> None:
+    async def use() -> tuple[int, int, int]:
+        process = Process()
+        process._threads._max_workers = 1  # the same thread each time
+        kept, again = await process.db(backend), await process.db(backend)
+        await asyncio.to_thread(_elsewhere, kept)
+        new = await process.db(backend)
+        await process.db(connections.close_all)
+        process._threads.shutdown()
+        return kept, again, new
+
+    kept, again, new = asyncio.run(use())
+    assert kept == again != new
+
+
+def _elsewhere(pid: int) -> None:
+    try:
+        end(pid)
+    finally:
+        connections.close_all()
