@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from delivery.auth import make_token as make_token
     from delivery.policy import DefaultPolicy as DefaultPolicy
     from delivery.policy import group as group
     from delivery.server.large_messages import LargeMessageMixin as LargeMessageMixin
     from delivery.site import adeliver as adeliver
     from delivery.site import deliver as deliver
-    from delivery.tokens import make_token as make_token
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOMES = {
     "group": "delivery.policy",
     "DefaultPolicy": "delivery.policy",
     "LargeMessageMixin": "delivery.server.large_messages",
-    "make_token": "delivery.tokens",
+    "make_token": "delivery.auth",
 }
 
 __all__ = ["DefaultPolicy", "LargeMessageMixin", "adeliver", "deliver", "group", "make_token"]

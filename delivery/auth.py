@@ -1,24 +1,291 @@
-"""Who is at the other end: session, token (PROTOCOL section 1). `origin` says which pages may connect."""
+"""Who is at the other end of a socket: which pages may connect, and whom a session or a token logs in (PROTOCOL section 1).
+
+Origin: the handshake's is compared with the site as Django's CSRF check does. Scheme and host with port, as the request has them:
+`SECURE_PROXY_SSL_HEADER`, `USE_X_FORWARDED_HOST` and `ALLOWED_HOSTS` count, and `CSRF_TRUSTED_ORIGINS` names others.
+`DELIVERY["ALLOWED_ORIGINS"]`, where it is set, is the whole list instead.
+
+Session: as `django.contrib.auth.get_user` says, many sessions in two queries. Only the plain case is answered together: sessions in
+the database as Django has them, users as its `ModelBackend` gets them, a hash under today's key. For all else (another engine or
+backend, a rotated key, a session that is gone or void) Django itself is asked, one session at a time, so that nobody is let in whom
+it would not let in.
+
+Token: a login for clients that are no browsers. Signed, and void after a change of password.
+"""
 
 from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user,
+    get_user_model,
+    load_backend,
+)
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends.db import SessionStore
+from django.core import signing
+from django.core.exceptions import DisallowedHost, ValidationError
 from django.db import DatabaseError, InterfaceError, OperationalError
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils.http import is_same_domain
 
-from delivery import policy, tokens
+from delivery import conf, policy
+from delivery.escaping import printable
 from delivery.protocol.codes import CLOSE_CODES
-from delivery.server import origin, sessions
-from delivery.tokens import Claim
 
 logger = logging.getLogger(__name__)
+
+MOST_LOGGED = 200  # characters of what a stranger sent
+MOST_A_MINUTE = 20  # refusals logged
+TOKEN_SALT = "delivery.token"
+LOGGED_OUT = "logged out"  # the reason of a close with 4401 where the user ended the login
+
+
+# -- origin --------------------------------------------------------------------------------------------------------------
+
+_logged: set[tuple[int, str, str]] = set()
+
+
+class Handshake(HttpRequest):
+    """The opening handshake of an ASGI scope, as far as Django's own properties of a request tell where it was sent."""
+
+    def __init__(self, scope: dict[str, Any]) -> None:
+        super().__init__()
+        self._secure = scope.get("scheme") in ("wss", "https")
+        host, port = scope.get("server") or ("unknown", 0)
+        self.META = {"SERVER_NAME": str(host), "SERVER_PORT": str(port)}
+        for name, value in scope.get("headers", ()):
+            key = f"HTTP_{name.decode('latin-1').upper().replace('-', '_')}"
+            text = value.decode("latin-1")
+            self.META[key] = f"{self.META[key]},{text}" if key in self.META else text
+
+    def _get_scheme(self) -> str:
+        """Return the scheme of the page's own site: that of HTTP, not of WebSocket."""
+        return "https" if self._secure else "http"
+
+
+def origin_of(scope: dict[str, Any]) -> str | None:
+    """Return the Origin of a handshake, None where it has none: whoever sends it is no browser."""
+    found = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"origin"]
+    return ",".join(found) if found else None  # two are none that is allowed
+
+
+def origin_allowed(scope: dict[str, Any]) -> bool:
+    """Return whether a browser of this handshake's Origin may connect. A refusal is logged with what it was compared to."""
+    origin = origin_of(scope)
+    if origin is None:
+        return True
+    reason = _origin_refusal(origin, scope)
+    if reason:
+        _log_refusal(origin, reason)
+    return not reason
+
+
+def _origin_refusal(origin: str, scope: dict[str, Any]) -> str:
+    """Return why an Origin is refused, an empty text where it is not."""
+    if not _is_origin(origin):
+        return "that is no Origin of a page"
+    listed = conf.current().allowed_origins
+    if listed is not None:
+        return "" if origin.lower() in map(str.lower, listed) else "DELIVERY['ALLOWED_ORIGINS'] does not list it"
+    request = Handshake(scope)
+    site = _site(request)
+    if origin.lower() == site.lower() or _is_trusted(origin):
+        return ""
+    if not site:
+        return f"it was sent to the host {_shown(request.META.get('HTTP_HOST', ''))}, which is not in ALLOWED_HOSTS"
+    return (
+        f"it was sent to {_shown(site)}, as the handshake says. If that is the same site, a proxy in front drops the scheme or the "
+        "port: have it pass on Host as it came, and X-Forwarded-Proto. CSRF_TRUSTED_ORIGINS lets other sites in"
+    )
+
+
+def _log_refusal(origin: str, reason: str) -> None:
+    """Log a refusal, the same one once a minute and no more than a few others: strangers choose what it says."""
+    minute = int(time.monotonic() // 60)
+    _logged.difference_update([one for one in _logged if one[0] != minute])
+    entry = (minute, origin, reason)
+    if entry not in _logged and len(_logged) < MOST_A_MINUTE:
+        _logged.add(entry)
+        logger.warning("a handshake with the Origin %s is refused: %s", _shown(origin), reason)
+
+
+def _is_origin(text: str) -> bool:
+    """Return whether it is scheme, host and maybe a port, and nothing else: as a browser writes an Origin of a page."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # "http://[", or a port that is none
+        return False
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return False
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    bare = f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+    return text.isascii() and text.lower() == bare.lower()
+
+
+def _site(request: Handshake) -> str:
+    """Return scheme and host that the handshake was sent to; an empty text where that host is not ours."""
+    try:
+        return f"{request.scheme}://{request.get_host()}"
+    except DisallowedHost:
+        return ""
+
+
+def _is_trusted(origin: str) -> bool:
+    scheme, _, host = origin.lower().partition("://")
+    for trusted in settings.CSRF_TRUSTED_ORIGINS:
+        trusted_scheme, _, pattern = trusted.lower().partition("://")
+        if scheme != trusted_scheme:
+            continue
+        if is_same_domain(host, pattern.lstrip("*")) if "*" in pattern else host == pattern:
+            return True
+    return False
+
+
+def _shown(text: str) -> str:
+    return printable(text[:MOST_LOGGED])
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------------
+
+
+def user_of_session(key: str) -> Any | None:
+    """Return the user whom a session logs in, None where it logs in nobody. Queries the database."""
+    user = get_user(SimpleNamespace(session=_engine()(key)))  # type: ignore[arg-type]
+    return user if user.is_authenticated else None
+
+
+def session_is_gone(key: str) -> bool:
+    """Return whether a session was removed from the database: its user logged out. Queries the database."""
+    engine = _engine()
+    return issubclass(engine, SessionStore) and not engine().exists(key)
+
+
+def users_of_sessions(keys: Collection[str]) -> dict[str, Any]:
+    """Return the users of sessions, by key, as far as that is plain; who is missing here may have one all the same.
+
+    At most two queries.
+    """
+    if not keys or _engine() is not SessionStore:
+        return {}
+    sessions = dict(_sessions(keys))
+    wanted = {key: _plain_user_key(session) for key, session in sessions.items()}
+    users = get_user_model()._default_manager.in_bulk({pk for pk in wanted.values() if pk is not None})
+    found = ((key, users.get(wanted[key]), session) for key, session in sessions.items())
+    return {key: user for key, user, session in found if user is not None and _session_holds(session, user)}
+
+
+def _engine() -> Any:
+    return import_module(settings.SESSION_ENGINE).SessionStore
+
+
+def _sessions(keys: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rows = SessionStore.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+    for row in rows:
+        yield row.session_key, SessionStore(row.session_key).decode(row.session_data)
+
+
+def _plain_user_key(session: Mapping[str, Any]) -> Any | None:
+    """Return the primary key of the user of a session whose backend gets users as Django's own does."""
+    path = session.get(BACKEND_SESSION_KEY, "")
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    if getattr(type(load_backend(path)), "get_user", None) is not ModelBackend.get_user:
+        return None
+    try:
+        return get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+    except (KeyError, ValidationError):
+        return None
+
+
+def _session_holds(session: Mapping[str, Any], user: Any) -> bool:
+    """Return whether `user`, read just now, may log in and has the password that the session was made with."""
+    backend: Any = load_backend(session[BACKEND_SESSION_KEY])
+    found = session.get(HASH_SESSION_KEY)
+    if not (found and hasattr(user, "get_session_auth_hash") and backend.user_can_authenticate(user)):
+        return False
+    return constant_time_compare(found, user.get_session_auth_hash())
+
+
+# -- tokens --------------------------------------------------------------------------------------------------------------
+
+
+def _stamp(user: Any) -> str:
+    """Return what changes with the password, without giving anything of it away."""
+    return salted_hmac(TOKEN_SALT, f"{user.pk}:{user.password}", algorithm="sha256").hexdigest()[:20]
+
+
+def make_token(user: Any, *, expires: float | None = None) -> str:
+    """Return a token that logs in as `user`.
+
+    `expires`: seconds from now after which it is refused; None is never. A change of password voids it at once.
+    """
+    until = None if expires is None else int(time.time() + expires)
+    return signing.dumps([str(user.pk), _stamp(user), until], salt=TOKEN_SALT, compress=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a genuine token says: whose it is, the stamp of their password then, and when it lapses (Unix seconds)."""
+
+    user: str
+    stamp: str
+    until: int | None
+
+    def holds_for(self, user: Any) -> bool:
+        """Return whether the token still logs in as `user`, who was read just now."""
+        if self.until is not None and time.time() >= self.until:
+            return False
+        return str(user.pk) == self.user and user.is_active and constant_time_compare(self.stamp, _stamp(user))
+
+
+def claim_of(token: str) -> Claim | None:
+    """Return what `token` claims, None where it is forged."""
+    try:
+        user, stamp, until = signing.loads(token, salt=TOKEN_SALT)
+    except (signing.BadSignature, ValueError, TypeError):
+        return None
+    return Claim(str(user), str(stamp), until)
+
+
+def user_of_claim(claim: Claim) -> Any | None:
+    """Return the active user whom a claim logs in as, None where it has lapsed or is void. Queries once."""
+    return users_of_claims([claim])[0]
+
+
+def users_of_claims(claims: Sequence[Claim]) -> list[Any | None]:
+    """Return what `user_of_claim` does of each claim. Queries once for all."""
+    model = get_user_model()
+    keys = [_key_of(claim, model) for claim in claims]
+    users = model._default_manager.in_bulk({key for key in keys if key is not None})
+    found = ((claim, users.get(key)) for claim, key in zip(claims, keys, strict=True))
+    return [user if user is not None and claim.holds_for(user) else None for claim, user in found]
+
+
+def _key_of(claim: Claim, model: Any) -> Any | None:
+    try:
+        return model._meta.pk.to_python(claim.user)
+    except ValidationError:  # the site has changed its user model since
+        return None
+
+
+# -- logins --------------------------------------------------------------------------------------------------------------
 
 
 class Refusal(enum.Enum):
@@ -26,9 +293,6 @@ class Refusal(enum.Enum):
 
     MISSING = "login missing"
     WRONG = CLOSE_CODES[4401].reason
-
-
-LOGGED_OUT = "logged out"  # the reason of a close with 4401 where the user ended the login
 
 
 class Kind(enum.Enum):
@@ -73,7 +337,7 @@ class Request:
         headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
         scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return cls(
-            origin=origin.origin_of(scope),
+            origin=origin_of(scope),
             bearer=credentials.strip() if scheme.lower() == "bearer" else None,
             session=_session_key(headers.get(b"cookie", b"").decode("latin-1")),
         )
@@ -105,7 +369,7 @@ def login_of(request: Request) -> Login | Refusal:
         case Proof(Kind.TOKEN, token):
             return login_of_token(token)
         case Proof(_, key):
-            user = sessions.user_of(key)
+            user = user_of_session(key)
             # A session of somebody who never logged in is no wrong login.
             return Refusal.MISSING if user is None else _allowed(Login(user, session=key))
 
@@ -114,8 +378,8 @@ def login_of_token(token: str | None) -> Login | Refusal:
     """Return whom a token logs in: of the header, or of a hello. Queries the database."""
     if token is None:
         return Refusal.MISSING
-    claim = tokens.claim_of(token)
-    user = None if claim is None else tokens.user_of(claim)
+    claim = claim_of(token)
+    user = None if claim is None else user_of_claim(claim)
     return Refusal.WRONG if user is None else _allowed(Login(user, claim=claim))
 
 
@@ -138,10 +402,10 @@ def _known(requests: Sequence[Request]) -> dict[Proof, Login]:
     """Return whom tokens and sessions log in beyond doubt."""
     proofs = {proof for one in requests if (proof := one.proof) is not None}
     keys = {proof.text for proof in proofs if proof.kind is Kind.SESSION}
-    known = {Proof(Kind.SESSION, key): Login(user, session=key) for key, user in sessions.users_of(keys).items()}
-    told = {proof: tokens.claim_of(proof.text) for proof in proofs if proof.kind is Kind.TOKEN}
+    known = {Proof(Kind.SESSION, key): Login(user, session=key) for key, user in users_of_sessions(keys).items()}
+    told = {proof: claim_of(proof.text) for proof in proofs if proof.kind is Kind.TOKEN}
     claims = {proof: claim for proof, claim in told.items() if claim is not None}
-    users = tokens.users_of(list(claims.values()))
+    users = users_of_claims(list(claims.values()))
     for (proof, claim), user in zip(claims.items(), users, strict=True):
         if user is not None:
             known[proof] = Login(user, claim=claim)
@@ -165,7 +429,7 @@ def still_valid(logins: Sequence[Login]) -> list[bool]:
     rules = policy.current()
     keys = {login.user.pk for login in logins}
     users = get_user_model()._default_manager.in_bulk(keys)
-    by_session = sessions.users_of({login.session for login in logins if login.session})
+    by_session = users_of_sessions({login.session for login in logins if login.session})
     return [
         _holds(login, users.get(login.user.pk), by_session) and _may_stay(rules, users[login.user.pk])
         for login in logins
@@ -179,7 +443,7 @@ def end_of(login: Login) -> str:
     engines do not tell the two apart.
     """
     try:
-        ended = login.session is not None and sessions.is_gone(login.session)
+        ended = login.session is not None and session_is_gone(login.session)
     except DatabaseError:  # the login does not hold, whatever the reason
         ended = False
     return LOGGED_OUT if ended else Refusal.WRONG.value
@@ -202,5 +466,5 @@ def _holds(login: Login, user: Any | None, by_session: Mapping[str, Any]) -> boo
     if login.claim is not None:
         return login.claim.holds_for(user)
     key = login.session or ""
-    found = by_session[key] if key in by_session else sessions.user_of(key)
+    found = by_session[key] if key in by_session else user_of_session(key)
     return found is not None and found.pk == user.pk

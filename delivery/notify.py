@@ -1,7 +1,7 @@
 """Telling others: wake-ups on the path of data (pub/sub), control events (channel layer). Both may be lost.
 
 Control events go to one consumer by its channel name, or to a group: all consumers of a user, or of a group address. All
-consumers of a web process share one channel (`serving.hearing`), hence each event says for whom it is.
+consumers of a web process share one channel (`server.channel`), hence each event says for whom it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bounds that uvicorn does not have: the head of a request, the frames of a message, answers that nobody reads.
 
 All of it before any login, so that memory and time of a connection are bounded whatever its peer does. Above it stand
-uvicorn's own limit of a message and, in `serving`, ours. And two things that uvicorn does not offer: sending without
+uvicorn's own limit of a message and, in `server`, ours. And two things that uvicorn does not offer: sending without
 copying, and handing on what comes without a queue between.
 """
 

@@ -1,4 +1,4 @@
-"""The Channels consumer: the ASGI end of a connection. It knows handshakes, frames and closes; the rest is `serving`."""
+"""The Channels consumer: the ASGI end of a connection. It knows handshakes, frames and closes; `connection` has the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from uuid import UUID
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import conf, drain, handshakes, notify
+from delivery import auth, conf, drain, handshakes, notify
 from delivery.auth import Login, Refusal, Request
-from delivery.server import message_limits, origin, plain, presence, web_process
+from delivery.server import message_limits, plain, presence, web_process
 from delivery.server.connection import Session
 from delivery.server.plain import PlainSession
 from delivery.server.writer import ConnectionClosed
@@ -109,7 +109,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         request = Request.of(self.scope)
         offered = self.scope.get("subprotocols", [])
-        if not origin.allowed(self.scope) or (offered and SUBPROTOCOL not in offered):
+        if not auth.origin_allowed(self.scope) or (offered and SUBPROTOCOL not in offered):
             await self.close()  # before accepting: HTTP 403
             return
         if web_process.current().draining:  # the connection was there before its listener was closed

@@ -42,7 +42,7 @@ class Questions:
         )
 
     async def login_of(self, request: Request) -> Login | Refusal:
-        """Return what `serving.login.login_of` does."""
+        """Return what `auth.login_of` does."""
         return await self._logins.put(request)
 
     async def holds(self, login: Login) -> bool:

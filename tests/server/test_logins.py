@@ -14,10 +14,9 @@ from django.db import OperationalError
 from django.test import override_settings
 from django.utils import timezone
 
-from delivery import auth, tokens
+from delivery import auth
 from delivery.auth import Login, Refusal, Request, logins_of
 from delivery.policy import DefaultPolicy
-from delivery.server import sessions
 
 pytestmark = pytest.mark.django_db
 
@@ -92,17 +91,17 @@ def test_sessions_of_every_engine_log_in(engine: str, tmp_path: Any) -> None:
 
 def test_tokens_log_in() -> None:
     alice, gone, changed = person("alice"), person("gone", is_active=False), person("changed")
-    old = tokens.make_token(changed)
+    old = auth.make_token(changed)
     changed.password = "!another"
     changed.save()
     asked = [
-        tokens.make_token(alice),
-        tokens.make_token(alice),
-        tokens.make_token(alice, expires=-1),
-        tokens.make_token(gone),
+        auth.make_token(alice),
+        auth.make_token(alice),
+        auth.make_token(alice, expires=-1),
+        auth.make_token(gone),
         old,
-        tokens.make_token(get_user_model()(pk=4711, password="!")),
-        tokens.make_token(get_user_model()(pk="no number", password="!")),
+        auth.make_token(get_user_model()(pk=4711, password="!")),
+        auth.make_token(get_user_model()(pk="no number", password="!")),
         "forged",
         "",
     ]
@@ -112,7 +111,7 @@ def test_tokens_log_in() -> None:
 
 def test_a_token_is_no_session_key_and_a_key_no_token() -> None:
     alice = person("alice")
-    key, token = session_of(alice), tokens.make_token(alice)
+    key, token = session_of(alice), auth.make_token(alice)
     requests = [
         with_session(key),
         Request.with_token(token),
@@ -144,7 +143,7 @@ def test_a_session_under_a_former_secret_is_left_to_django() -> None:
         of_then = alice.get_session_auth_hash()
     key = session_of(alice, **{HASH_SESSION_KEY: of_then})
     with override_settings(SECRET_KEY_FALLBACKS=["former"]):
-        assert sessions.users_of([key]) == {}
+        assert auth.users_of_sessions([key]) == {}
         assert outcome(logins_of([with_session(key)])[0]) == alice.pk
 
 
@@ -157,7 +156,7 @@ def test_a_session_that_is_over_logs_in_nobody() -> None:
 def test_a_crowd_costs_three_queries(django_assert_num_queries: Any) -> None:
     crowd = [person(f"person{number}") for number in range(20)]
     requests = [
-        Request.with_token(tokens.make_token(one)) if number % 2 else with_session(session_of(one))
+        Request.with_token(auth.make_token(one)) if number % 2 else with_session(session_of(one))
         for number, one in enumerate(crowd)
     ]
     with django_assert_num_queries(3):
@@ -168,7 +167,7 @@ def test_a_crowd_costs_three_queries(django_assert_num_queries: Any) -> None:
 def test_a_policy_that_fails_over_one_fails_that_one_alone() -> None:
     crowd = [person("alice"), person("bob")]
     with override_settings(DELIVERY={"POLICY": f"{__name__}.FailingPolicy"}):
-        found = logins_of([Request.with_token(tokens.make_token(one)) for one in crowd])
+        found = logins_of([Request.with_token(auth.make_token(one)) for one in crowd])
     assert isinstance(found[0], LookupError)
     assert outcome(found[1]) == crowd[1].pk
 
@@ -176,8 +175,8 @@ def test_a_policy_that_fails_over_one_fails_that_one_alone() -> None:
 def test_what_the_database_does_not_take_fails_alone() -> None:
     """A key so large that no query with it can be made, among others."""
     alice, key = person("alice"), 2**70
-    impossible = tokens.make_token(get_user_model()(pk=key, password="!"))
-    found = logins_of([Request.with_token(tokens.make_token(alice)), Request.with_token(impossible)])
+    impossible = auth.make_token(get_user_model()(pk=key, password="!"))
+    found = logins_of([Request.with_token(auth.make_token(alice)), Request.with_token(impossible)])
     assert outcome(found[0]) == alice.pk
     assert not isinstance(found[1], Login)
 
@@ -186,8 +185,8 @@ def test_a_database_that_is_away_fails_all(monkeypatch: pytest.MonkeyPatch) -> N
     def away(_claims: Any) -> Any:
         raise OperationalError("away")
 
-    token = tokens.make_token(person("alice"))
-    monkeypatch.setattr(tokens, "users_of", away)
+    token = auth.make_token(person("alice"))
+    monkeypatch.setattr(auth, "users_of_claims", away)
     with pytest.raises(OperationalError):
         logins_of([Request.with_token(token)])
 

@@ -11,7 +11,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.middleware.csrf import CsrfViewMiddleware
 from django.test import override_settings
 
-from delivery.server import origin
+from delivery import auth
 
 HOST = "example.org:8443"
 
@@ -31,7 +31,7 @@ def django_allows(handshake: dict[str, Any]) -> bool:
 
 @pytest.fixture(autouse=True)
 def _site(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(origin, "_logged", set())
+    monkeypatch.setattr(auth, "_logged", set())
     with override_settings(ALLOWED_HOSTS=["example.org", ".example.net"], CSRF_TRUSTED_ORIGINS=[]):
         yield
 
@@ -71,47 +71,47 @@ MALFORMED = [
 
 
 def test_the_sites_own_page_may_connect() -> None:
-    assert origin.allowed(scope(OWN))
-    assert origin.allowed(scope("HTTPS://Example.org:8443"))
-    assert origin.allowed(scope("http://example.org", host="example.org", scheme="ws"))
-    assert origin.allowed(scope("https://any.example.net", host="any.example.net"))
+    assert auth.origin_allowed(scope(OWN))
+    assert auth.origin_allowed(scope("HTTPS://Example.org:8443"))
+    assert auth.origin_allowed(scope("http://example.org", host="example.org", scheme="ws"))
+    assert auth.origin_allowed(scope("https://any.example.net", host="any.example.net"))
 
 
 def test_who_sends_no_origin_is_no_browser() -> None:
-    assert origin.allowed(scope())
+    assert auth.origin_allowed(scope())
 
 
 @pytest.mark.parametrize("text", FOREIGN + MALFORMED)
 def test_another_page_may_not(text: str) -> None:
-    assert not origin.allowed(scope(text))
+    assert not auth.origin_allowed(scope(text))
 
 
 def test_two_origins_are_none() -> None:
-    assert not origin.allowed(scope(OWN, OWN))
+    assert not auth.origin_allowed(scope(OWN, OWN))
 
 
 def test_a_host_that_is_not_ours_makes_no_origin_ours() -> None:
-    assert not origin.allowed(scope("https://evil.example", host="evil.example"))
+    assert not auth.origin_allowed(scope("https://evil.example", host="evil.example"))
     with override_settings(ALLOWED_HOSTS=["*"]):
-        assert origin.allowed(scope("https://any.example", host="any.example"))
-        assert not origin.allowed(scope("https://evil.example", host="any.example"))
+        assert auth.origin_allowed(scope("https://any.example", host="any.example"))
+        assert not auth.origin_allowed(scope("https://evil.example", host="any.example"))
 
 
 @pytest.mark.parametrize("text", MALFORMED)
 def test_what_is_malformed_is_no_listed_or_trusted_origin(text: str) -> None:
     with override_settings(CSRF_TRUSTED_ORIGINS=["https://*.example.org:8443", "https://*.org:8443", text]):
-        assert not origin.allowed(scope(text))
+        assert not auth.origin_allowed(scope(text))
     with override_settings(DELIVERY={**settings.DELIVERY, "ALLOWED_ORIGINS": [text, "null"]}):
-        assert not origin.allowed(scope(text))
-        assert not origin.allowed(scope("null"))
+        assert not auth.origin_allowed(scope(text))
+        assert not auth.origin_allowed(scope("null"))
 
 
 def test_allowed_origins_are_the_whole_list() -> None:
     options = {**settings.DELIVERY, "ALLOWED_ORIGINS": ["https://app.example"]}
     with override_settings(DELIVERY=options, CSRF_TRUSTED_ORIGINS=["https://trusted.example"]):
-        assert origin.allowed(scope("https://app.example"))
-        assert not origin.allowed(scope(OWN))
-        assert not origin.allowed(scope("https://trusted.example"))
+        assert auth.origin_allowed(scope("https://app.example"))
+        assert not auth.origin_allowed(scope(OWN))
+        assert not auth.origin_allowed(scope("https://trusted.example"))
 
 
 TRUSTED = ["https://app.example", "https://*.trusted.example", "http://*.plain.example:8080"]
@@ -140,7 +140,7 @@ TRUSTED = ["https://app.example", "https://*.trusted.example", "http://*.plain.e
 def test_django_says_the_same(text: str, scheme: str) -> None:
     handshake = scope(text, scheme=scheme)
     with override_settings(CSRF_TRUSTED_ORIGINS=TRUSTED):
-        assert origin.allowed(handshake) == django_allows(handshake)
+        assert auth.origin_allowed(handshake) == django_allows(handshake)
 
 
 @pytest.mark.parametrize("text", ["https://example.org", "http://example.org", "https://inner"])
@@ -156,11 +156,11 @@ def test_django_says_the_same_behind_a_proxy(
         SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"),
         USE_X_FORWARDED_HOST=believes_host,
     ):
-        assert origin.allowed(handshake) == django_allows(handshake)
+        assert auth.origin_allowed(handshake) == django_allows(handshake)
 
 
 def test_a_refusal_is_logged_with_both_values(caplog: pytest.LogCaptureFixture) -> None:
-    origin.allowed(scope("https://example.org:8443", host="example.org", scheme="ws"))
+    auth.origin_allowed(scope("https://example.org:8443", host="example.org", scheme="ws"))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "https://example.org:8443" in record.message
@@ -170,12 +170,12 @@ def test_a_refusal_is_logged_with_both_values(caplog: pytest.LogCaptureFixture) 
 def test_what_strangers_send_forges_no_log(caplog: pytest.LogCaptureFixture) -> None:
     with override_settings(ALLOWED_HOSTS=["*"]):
         for number in range(100):
-            origin.allowed(scope(f"https://evil\x1b[2J\n{number}", host="a\r\nb\x1b"))
-    assert len(caplog.records) == origin.MOST_A_MINUTE
+            auth.origin_allowed(scope(f"https://evil\x1b[2J\n{number}", host="a\r\nb\x1b"))
+    assert len(caplog.records) == auth.MOST_A_MINUTE
     assert all(record.message.isprintable() and len(record.message) < 1_000 for record in caplog.records)
 
 
 def test_the_same_refusal_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(10):
-        origin.allowed(scope("https://evil.example"))
+        auth.origin_allowed(scope("https://evil.example"))
     assert len(caplog.records) == 1
