@@ -9,102 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from faults.network import end_proxy, reset
-from faults.stack import free_port, until
+from rig import postgres
 
-USER = "postgres"
-READY_SECONDS = 30.0
 CHANGES = (b"INSERT", b"UPDATE", b"DELETE")
 IDLE = b"I"
 QUERY, COMPLETE, FAILED, READY = b"Q", b"C", b"E", b"Z"
 
 
-def missing() -> str:
-    """Return why no server can be started here, empty where one can."""
-    if _program("postgres") is None or _program("initdb") is None:
-        return "PostgreSQL is not installed"
-    if os.geteuid() == 0 and _account() is None:
-        return f"PostgreSQL does not run as root, and there is no account {USER!r}"
-    return ""
-
-
 @contextlib.asynccontextmanager
 async def running() -> AsyncIterator[int]:
     """Run a new, empty server on 127.0.0.1; give its port."""
-    folder = Path(tempfile.mkdtemp(prefix="delivery-faults-postgres-"))
-    if (account := _account()) is not None:
-        os.chown(folder, account, -1)
-    port = free_port()
+    server = await asyncio.to_thread(postgres.Server)
     try:
-        await asyncio.to_thread(_run, "initdb", "-D", str(folder / "data"), "-A", "trust", "-U", USER, "-N")
-        server = _start("postgres", "-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-F")
-        try:
-            await until(lambda: _takes_queries(port), what="PostgreSQL", seconds=READY_SECONDS)
-            yield port
-        finally:
-            server.terminate()  # waits for its clients to go; whoever is left then is thrown out
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(server.wait, 5)
-            server.kill() if server.poll() is None else None
-            await asyncio.to_thread(server.wait)
+        yield server.port
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def url_of(port: int) -> str:
-    """Return DATABASE_URL of the server, or the proxy, on a port."""
-    return f"postgres://{USER}@127.0.0.1:{port}/postgres?sslmode=disable&gssencmode=disable"
-
-
-def _program(name: str) -> str | None:
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)]))
-
-
-def _account() -> int | None:
-    """Return the account to run it as, None for our own."""
-    if os.geteuid() != 0:
-        return None
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(USER).pw_uid
-    return None
-
-
-def _start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [_program(name) or name, *arguments],
-        cwd="/",
-        user=_account(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _run(name: str, *arguments: str) -> None:
-    if _start(name, *arguments).wait():
-        raise OSError(f"{name} failed")
-
-
-def _takes_queries(port: int) -> bool:
-    import psycopg
-
-    try:
-        with psycopg.connect(url_of(port), connect_timeout=2):
-            return True
-    except psycopg.OperationalError:
-        return False
+        await asyncio.to_thread(server.stop)
 
 
 # -- the proxy -------------------------------------------------------------------------------------------------------

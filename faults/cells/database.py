@@ -8,10 +8,11 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator
 
-from faults import postgres
 from faults.cells import Ground, cell
+from faults.postgres import Commits, running
 from faults.stack import Stack, until
 from faults.trial import Trial
+from rig import postgres
 
 LOST_SECONDS = 15.0
 LOST_OF_EACH = 2  # commits of the web process, and of workers
@@ -43,14 +44,14 @@ async def locked_long(trial: Trial) -> None:
     await _locked(trial, 25)
 
 
-_commits: postgres.Commits | None = None
+_commits: Commits | None = None
 
 
 @contextlib.asynccontextmanager
 async def on_postgres(stack: Stack) -> AsyncIterator[Ground]:
     """A PostgreSQL server of our own: the stack reaches it through a proxy, those who check do not."""
     global _commits
-    async with postgres.running() as port, postgres.Commits(port, stack.owner_of) as _commits:
+    async with running() as port, Commits(port, stack.owner_of) as _commits:
         yield Ground({"DATABASE_URL": postgres.url_of(_commits.port)}, postgres.url_of(port))
 
 
