@@ -26,9 +26,8 @@ ARROWS: dict[str, str] = {
     "escaping": "",
     "protocol": "",
     "reservation": "",
-    "sockets": "",
     "websocket": "",
-    "client": "escaping protocol reservation sockets websocket",
+    "client": "escaping protocol reservation websocket",
     # the ground of the server
     "conf": "",
     "checks": "conf protocol dispatch buffer deployment integration",
@@ -49,7 +48,7 @@ ARROWS: dict[str, str] = {
     "drain": "conf notify buffer dispatch",
     # who speaks on a socket
     "auth": "escaping protocol conf policy",
-    "server": "auth escaping protocol transfers site drain notify conf buffer dispatch models policy handshakes",
+    "server": "auth escaping websocket protocol transfers site drain notify conf buffer dispatch models policy handshakes",
     "routing": "server handshakes",
     "handshakes": "",
     # what people see
@@ -60,8 +59,8 @@ ARROWS: dict[str, str] = {
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
-    "launch": "conf escaping sockets websocket handshakes",
-    "management": "launch buffer server transfers drain dispatch models storage policy auth conf __init__",
+    "launch": "conf escaping handshakes",
+    "management": "launch websocket buffer server transfers drain dispatch models storage policy auth conf __init__",
     "apps": "checks drain signals conf models policy transfers escaping",
 }
 
@@ -77,13 +76,13 @@ OUTSIDE = {
     "redis": {"buffer"},
     "celery": {"dispatch", "tasks", "drain", "launch", "apps"},
     "channels": {"notify", "routing", "server", "launch", "management"},
-    "uvicorn": {"launch"},
-    "websockets": {"client", "launch", "websocket"},
+    "uvicorn": {"websocket"},
+    "websockets": {"client", "websocket"},
     "crc32c": {"protocol"},
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WITHOUT_DJANGO = ("errors", "escaping", "protocol", "reservation", "sockets", "websocket", "client")
+WITHOUT_DJANGO = ("errors", "escaping", "protocol", "reservation", "websocket", "client")
 
 
 @dataclass(frozen=True)

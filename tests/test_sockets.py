@@ -8,7 +8,7 @@ import socket
 import pytest
 import uvloop
 
-from delivery import sockets
+from delivery.websocket import tcp
 
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", None)
 pytestmark = pytest.mark.skipif(TCP_CONGESTION is None, reason="the platform lets nobody choose")
@@ -46,24 +46,24 @@ def test_nothing_is_paced_to_a_peer_on_this_machine_only(
     with socket.socket() as line:
         default = congestion_control(line)
         other = b"cubic" if default == b"reno" else b"reno"
-        monkeypatch.setattr(sockets, "UNPACED", other)
-        sockets.pace_nothing_locally(Line(line, peer))
+        monkeypatch.setattr(tcp, "UNPACED", other)
+        tcp.pace_nothing_locally(Line(line, peer))
         assert congestion_control(line) == (other if unpaced else default)
 
 
 def test_the_round_trip_on_this_machine_is_short() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as line:
-        seconds = sockets.round_trip(Line(line, server.getsockname()))
+        seconds = tcp.round_trip(Line(line, server.getsockname()))
         assert seconds is not None
         assert 0 < seconds < 0.5
-    assert sockets.round_trip(Line(line, None)) is None  # closed
+    assert tcp.round_trip(Line(line, None)) is None  # closed
 
 
 def test_what_has_no_network_has_no_round_trip() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert sockets.round_trip(Line(one, None)) is None
-    assert sockets.round_trip(Line(None, None)) is None  # type: ignore[arg-type]
+        assert tcp.round_trip(Line(one, None)) is None
+    assert tcp.round_trip(Line(None, None)) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
@@ -72,12 +72,12 @@ def test_a_connection_that_closed_meanwhile_is_asked_nothing(run) -> None:
         server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
         transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *address)
-        assert sockets.round_trip(transport) is not None
+        assert tcp.round_trip(transport) is not None
         transport.abort()
         await asyncio.sleep(0.05)
-        assert sockets.round_trip(transport) is None
-        sockets.queue_little(transport, 4096)
-        sockets.pace_nothing_locally(transport)
+        assert tcp.round_trip(transport) is None
+        tcp.queue_little(transport, 4096)
+        tcp.pace_nothing_locally(transport)
         server.close()
 
     run(ask())

@@ -15,14 +15,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from delivery import sockets
 from delivery.client.ceiling import Ceilings, default_ceilings
 from delivery.client.credentials import checked_token, without_credentials
 from delivery.client.deliveries import Incoming
 from delivery.client.dialing import NotNow, check_url, dial
 from delivery.client.host import Host, Observer
 from delivery.client.link import Link
-from delivery.client.reading import LargeMessages
 from delivery.client.reasons import stopped
 from delivery.client.sources import open_source
 from delivery.client.traffic import EARLY_DATA_BYTES, MAX_MESSAGE_BYTES
@@ -33,6 +31,8 @@ from delivery.protocol.backoff import Closed, Plan, Recovery
 from delivery.protocol.frames import is_chunk_size
 from delivery.protocol.messages import Hello, UploadOffer
 from delivery.protocol.rules import MAX_HANDLE, MAX_INTEGER
+from delivery.websocket import tcp
+from delivery.websocket.client import ClientSocket
 
 CHUNK_BYTES = 262_144
 #: Each chunk costs the same Python; but on a line of 64 kbit/s one of these takes a minute, and small messages wait for it.
@@ -316,11 +316,11 @@ class Client(Host):
             self._link = None
         return self._closed(link, how)
 
-    def _chunk_size(self, socket: LargeMessages) -> int:
+    def _chunk_size(self, socket: ClientSocket) -> int:
         """Return the largest chunk to send over `socket`, in bytes."""
         if self._chosen:
             return self.recovery.chunk_size
-        seconds = sockets.round_trip(socket.transport)
+        seconds = tcp.round_trip(socket.transport)
         near = seconds is not None and seconds <= NEAR_SECONDS
         return min(self.recovery.chunk_size, NEAR_CHUNK_BYTES if near else CHUNK_BYTES)
 

@@ -15,12 +15,12 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from delivery import sockets
 from delivery.client.credentials import logger, without_credentials
-from delivery.client.reading import LargeMessages
 from delivery.client.reasons import redirected, refused_by_http
 from delivery.client.traffic import MAX_MESSAGE_BYTES
 from delivery.errors import ConnectionStopped, UsageError
+from delivery.websocket import tcp
+from delivery.websocket.client import ClientSocket
 
 SUBPROTOCOL = Subprotocol("delivery.v1")
 OPEN_SECONDS = 10.0
@@ -49,7 +49,7 @@ def check_url(url: str, *, token: str | None) -> None:
         raise UsageError("there is a login in the URL and a token beside it: give one of them")
 
 
-async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> LargeMessages | None:
+async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> ClientSocket | None:
     """Open a WebSocket; return None where `closing` is set meanwhile.
 
     Raises `NotNow`, `ConnectionStopped` where trying again cannot help, `UsageError` for an impossible proxy.
@@ -73,7 +73,7 @@ async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> LargeM
     return opened
 
 
-async def _handshake(url: str, token: str | None) -> LargeMessages:
+async def _handshake(url: str, token: str | None) -> ClientSocket:
     """Open a WebSocket; raise what `dial` does for everything that websockets' `connect` can raise."""
     try:
         return await _connect(url, token)
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
     return CLOSED_AT_ONCE if isinstance(error, ConnectionError | EOFError) else str(error) or type(error).__name__
 
 
-async def _connect(url: str, token: str | None) -> LargeMessages:
+async def _connect(url: str, token: str | None) -> ClientSocket:
     host = urlsplit(url).hostname or ""
     connection = await connect(
         url,
@@ -133,8 +133,8 @@ async def _connect(url: str, token: str | None) -> LargeMessages:
         max_queue=QUEUED_MESSAGES,
         write_limit=WRITE_BUFFER_BYTES,
         logger=logger,
-        create_connection=LargeMessages,
+        create_connection=ClientSocket,
     )
-    sockets.queue_little(connection.transport, UNSENT_BYTES)
-    sockets.pace_nothing_locally(connection.transport)
-    return cast(LargeMessages, connection)
+    tcp.queue_little(connection.transport, UNSENT_BYTES)
+    tcp.pace_nothing_locally(connection.transport)
+    return cast(ClientSocket, connection)

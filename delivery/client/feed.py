@@ -13,10 +13,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from delivery.client.framing import ROOM_BYTES, masked_frame
 from delivery.errors import DeliveryError, IntegrityError
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender
+from delivery.websocket.frames import ROOM_BYTES, masked_frame
 
 if TYPE_CHECKING:
     from delivery.client.uploads import Upload

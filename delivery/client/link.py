@@ -14,7 +14,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import BytesLike
 
 from delivery.client.feed import Block, Feed
-from delivery.client.reading import LargeMessages
 from delivery.client.traffic import Traffic
 from delivery.errors import MessagesLost, ProtocolViolation
 from delivery.protocol import events, messages
@@ -22,6 +21,7 @@ from delivery.protocol.backoff import Closed
 from delivery.protocol.codes import GOING_AWAY_CODES
 from delivery.protocol.messages import Hello
 from delivery.protocol.sender import Sender
+from delivery.websocket.client import ClientSocket
 
 if TYPE_CHECKING:
     from delivery.client.host import Host
@@ -34,7 +34,7 @@ PARCEL_BYTES = 65_536  # of chunks that go out together; larger ones go alone
 class Link(Traffic):
     """One connection of `host` over `socket`, whose handshake is done. `chunk_size`, `window`: bytes."""
 
-    def __init__(self, host: Host, socket: LargeMessages, *, chunk_size: int, window: int) -> None:
+    def __init__(self, host: Host, socket: ClientSocket, *, chunk_size: int, window: int) -> None:
         super().__init__(host, chunk_size=chunk_size, window=window, give_back=socket.buffers.give_back)
         self.reason = ""
         self._socket = socket

@@ -10,7 +10,7 @@
     stack.py        all parts: their order, and when they are ready
     accounts.py     the demo's accounts and their passwords
     banner.py       what is printed when the stack is ready
-    web.py          the ASGI server of `delivery_web`
+    application.py  the site's ASGI application, as `delivery_web` serves it
 
-Knows nothing of payloads and transfers. Only `web.py` runs inside a part; all else runs in the launcher.
+Knows nothing of payloads and transfers. Only `application.py` runs inside a part; all else runs in the launcher.
 """

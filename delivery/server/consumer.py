@@ -18,13 +18,12 @@ from delivery.server import message_limits, plain, presence, web_process
 from delivery.server.connection import Session
 from delivery.server.plain import PlainSession
 from delivery.server.writer import ConnectionClosed
+from delivery.websocket.extensions import INCOMPLETE, PIECES, STRAIGHT
 
 logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "delivery.v1"
 FAIR_MESSAGES = 8  # taken in a row, until others have their turn
-# ASGI extensions, which `launch.guards` has
-PIECES, STRAIGHT, INCOMPLETE = "delivery.pieces", "delivery.straight", "delivery.incomplete"
 
 
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]

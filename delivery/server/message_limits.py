@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from delivery import conf
+from delivery.websocket.extensions import LIMIT, message_limit
 
 logger = logging.getLogger(__name__)
 _told: set[int] = set()
 
-LIMIT = "delivery.limit"  # an ASGI extension, which `launch.guards` has
 FIRST_BYTES = 65_536  # of a message before the welcome (PROTOCOL section 1)
 SLACK_BYTES = 65_536  # above our own limits: what is a little too large we refuse ourselves
 
@@ -24,16 +24,6 @@ def limit_messages(scope: Mapping[str, Any], size: int) -> None:
     extension = (scope.get("extensions") or {}).get(LIMIT)
     if extension is not None:
         extension["set"](size)
-
-
-def message_limit(receive: Any) -> int | None:
-    """Return the server's own message limit in bytes, given the `receive` of one of its connections.
-
-    None where it cannot be told: uvicorn alone shows its configuration there.
-    """
-    config = getattr(getattr(receive, "__self__", None), "config", None)
-    limit = getattr(config, "ws_max_size", None)
-    return limit if isinstance(limit, int) else None
 
 
 def look_at(receive: Any) -> None:

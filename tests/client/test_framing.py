@@ -7,7 +7,7 @@ import os
 import pytest
 from websockets.frames import Frame, Opcode
 
-from delivery.client.framing import ROOM_BYTES, masked_frame
+from delivery.websocket.frames import ROOM_BYTES, masked_frame
 from tests.client.unframing import unframed
 
 LENGTHS = [1, 4, 125, 126, 127, 65_535, 65_536, 262_157]

@@ -13,10 +13,9 @@ from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 from websockets.frames import Frame, Opcode
 from websockets.typing import BytesLike
 
-from delivery.client import reading
-from delivery.client.arriving import FREE_BYTES, NEXT_HEAD_BYTES, Arrivals, Buffers
-from delivery.client.reading import LargeMessages
-from delivery.websocket import LARGE_BYTES
+from delivery.websocket import client as client_module
+from delivery.websocket.client import FREE_BYTES, NEXT_HEAD_BYTES, ClientReader, ClientSocket, MessageBuffers
+from delivery.websocket.past_parser import LARGE_BYTES
 from tests.client.conftest import eventually
 
 LARGE = os.urandom(70_000)
@@ -56,8 +55,8 @@ async def script() -> AsyncIterator[Script]:
 def cut_to(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have at most `length` bytes come at a time."""
 
-    class Cut(Arrivals):
-        def __init__(self, connection: LargeMessages) -> None:
+    class Cut(ClientReader):
+        def __init__(self, connection: ClientSocket) -> None:
             super().__init__(connection)
             self.whole = memoryview(bytearray(65_536))
 
@@ -73,7 +72,7 @@ def cut_to(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 super().buffer_updated(count)
                 came = came[count:]
 
-    monkeypatch.setattr(reading, "Arrivals", Cut)
+    monkeypatch.setattr(client_module, "ClientReader", Cut)
 
 
 class Enough(Exception):
@@ -82,7 +81,7 @@ class Enough(Exception):
 
 async def taken(client: ClientConnection, count: int) -> list[str | bytes]:
     """Return what `serve` hands over, as it was at that moment, each buffer given back at once."""
-    assert isinstance(client, LargeMessages)
+    assert isinstance(client, ClientSocket)
     came: list[str | bytes] = []
 
     def take(message: str | BytesLike) -> None:
@@ -107,10 +106,10 @@ async def test_messages_come_out_as_they_were_sent_however_they_are_cut(
     script.frames = b"".join(
         raw(Opcode.TEXT, one.encode()) if isinstance(one, str) else raw(Opcode.BINARY, one) for one in sent
     )
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         assert [await client.recv() for _ in sent] == sent
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         assert await taken(client, len(sent)) == sent
 
@@ -118,7 +117,7 @@ async def test_messages_come_out_as_they_were_sent_however_they_are_cut(
 async def test_a_large_message_goes_past_the_parser(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     fed = 0
     script.frames = raw(Opcode.BINARY, LARGE)
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         receive_data = client.protocol.receive_data
 
         def counting(data: bytes) -> None:
@@ -141,7 +140,7 @@ async def test_fragments_and_pings_are_left_to_websockets(script: Script) -> Non
         + raw(Opcode.CONT, MIDDLE)
         + raw(Opcode.BINARY, MIDDLE)
     )
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         assert await client.recv() == LARGE + MIDDLE
         assert await client.recv() == MIDDLE
@@ -159,7 +158,7 @@ async def test_fragments_and_pings_are_left_to_websockets(script: Script) -> Non
 )
 async def test_violations_close_as_they_do_without_us(script: Script, frames: bytes, code: int) -> None:
     script.frames = frames
-    async with connect(script.url, compression=None, max_size=100_000, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, max_size=100_000, create_connection=ClientSocket) as client:
         await client.send("go")
         with pytest.raises(ConnectionClosedError) as caught:
             await client.recv()
@@ -169,7 +168,7 @@ async def test_violations_close_as_they_do_without_us(script: Script, frames: by
 
 async def test_a_connection_that_is_lost_inside_a_large_message_says_so(script: Script) -> None:
     script.frames = raw(Opcode.BINARY, LARGE)[:50_000]
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         await asyncio.sleep(0.05)
         assert script.server is not None
@@ -191,14 +190,14 @@ async def test_fragmented_messages_keep_their_place_among_those_that_are_taken_a
         + raw(Opcode.CONT, b"ree")
         + raw(Opcode.BINARY, LARGE)
     )
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         assert await taken(client, 7) == ["one", LARGE, LARGE + MIDDLE, MIDDLE, "two", "three", LARGE]
 
 
 async def test_messages_that_came_before_anybody_served_are_taken_first(script: Script) -> None:
     script.frames = raw(Opcode.TEXT, b"one") + raw(Opcode.BINARY, LARGE) + raw(Opcode.TEXT, b"two")
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         await eventually(lambda: len(client.recv_messages.frames) == 3)
         assert await taken(client, 3) == ["one", LARGE, "two"]
@@ -206,7 +205,7 @@ async def test_messages_that_came_before_anybody_served_are_taken_first(script: 
 
 async def test_what_a_message_raises_is_raised_to_who_serves_and_the_rest_is_dropped(script: Script) -> None:
     script.frames = raw(Opcode.BINARY, LARGE) * 100
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         assert await taken(client, 1) == [LARGE]
         await client.close()
@@ -216,7 +215,7 @@ async def test_what_a_message_raises_is_raised_to_who_serves_and_the_rest_is_dro
 async def test_serving_ends_as_receiving_does(script: Script) -> None:
     script.frames = raw(Opcode.TEXT, b"one") + raw(Opcode.CLOSE, (1001).to_bytes(2, "big") + b"bye")
     came: list[str | BytesLike] = []
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         with pytest.raises(ConnectionClosedOK) as caught:
             await client.serve(came.append)
@@ -227,7 +226,7 @@ async def test_serving_ends_as_receiving_does(script: Script) -> None:
 
 async def test_a_text_that_is_none_closes_with_1007(script: Script) -> None:
     script.frames = raw(Opcode.TEXT, b"\xff")
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         await client.send("go")
         with pytest.raises(ConnectionClosedError) as caught:
             await client.serve(lambda message: None)
@@ -239,7 +238,7 @@ async def test_a_buffer_that_was_given_back_is_used_again(script: Script) -> Non
     other = os.urandom(len(LARGE))
     script.frames = raw(Opcode.BINARY, LARGE) + raw(Opcode.BINARY, other) + raw(Opcode.BINARY, LARGE)
     buffers: list[object] = []
-    async with connect(script.url, compression=None, create_connection=LargeMessages) as client:
+    async with connect(script.url, compression=None, create_connection=ClientSocket) as client:
         take = client.buffers.take
 
         def noting(length: int) -> memoryview:
@@ -255,7 +254,7 @@ async def test_a_buffer_that_was_given_back_is_used_again(script: Script) -> Non
 
 
 def test_as_many_buffers_are_kept_as_fit() -> None:
-    buffers, length = Buffers(), FREE_BYTES // 4
+    buffers, length = MessageBuffers(), FREE_BYTES // 4
     lent = [buffers.take(length) for _ in range(6)]
     known = [room.obj for room in lent]
     for room in lent:
@@ -265,7 +264,7 @@ def test_as_many_buffers_are_kept_as_fit() -> None:
 
 
 def test_a_buffer_that_is_long_enough_is_lent_as_long_as_is_wanted() -> None:
-    buffers = Buffers()
+    buffers = MessageBuffers()
     lent = buffers.take(1000)
     known = lent.obj
     buffers.give_back(lent)
@@ -278,6 +277,6 @@ def test_a_buffer_that_is_long_enough_is_lent_as_long_as_is_wanted() -> None:
 
 def test_a_view_that_was_given_back_cannot_be_looked_at() -> None:
     view = memoryview(bytearray(100))
-    Buffers().give_back(view)
+    MessageBuffers().give_back(view)
     with pytest.raises(ValueError, match="released"):
         view[0]

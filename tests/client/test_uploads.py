@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from websockets.frames import Close, Frame, Opcode
 
-from delivery import sockets
 from delivery.client import connect, traffic
 from delivery.client.ceiling import Ceilings
 from delivery.errors import ConnectionStopped, IntegrityError, Refused, TransferAborted, UsageError
+from delivery.websocket import tcp
 from tests.client.conftest import eventually
 from tests.client.proxy import Proxy
 from tests.client.server import CoreServer
@@ -185,7 +185,7 @@ async def test_large_chunks_go_to_servers_that_are_near(
     server: CoreServer, monkeypatch: pytest.MonkeyPatch, seconds: float | None, chosen: int | None, largest: int
 ) -> None:
     server.chunk_size = 1_048_576
-    monkeypatch.setattr(sockets, "round_trip", lambda transport: seconds)
+    monkeypatch.setattr(tcp, "round_trip", lambda transport: seconds)
     async with connect(server.url, chunk_size=chosen) as client:
         await client.send(os.urandom(2_000_000))
     assert max(server.sizes) == largest + 12
@@ -196,7 +196,7 @@ async def test_a_server_far_away_is_told_the_chunk_size_that_is_meant(
 ) -> None:
     """Else it offers larger chunks, and early data in them comes unasked."""
     server.chunk_size = 1_048_576
-    monkeypatch.setattr(sockets, "round_trip", lambda transport: 0.05)
+    monkeypatch.setattr(tcp, "round_trip", lambda transport: 0.05)
     async with connect(server.url) as client:
         assert [hello.chunk_size for hello in server.hellos] == [262_144]
         assert client.recovery.chunk_size == 524_288
@@ -207,7 +207,7 @@ async def test_1009_from_a_server_far_away_halves_what_was_sent(
 ) -> None:
     server.chunk_size = 1_048_576
     server.refuse = lambda message: 1009 if len(message) > 131_072 + 12 else None
-    monkeypatch.setattr(sockets, "round_trip", lambda transport: 0.05)
+    monkeypatch.setattr(tcp, "round_trip", lambda transport: 0.05)
     async with connect(server.url) as client:
         await client.send(os.urandom(2_000_000))
         assert client.statistics.closes == {1009: 1}

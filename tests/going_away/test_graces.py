@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from delivery.conf import Settings
-from delivery.launch import stack, web
+from delivery.launch import stack
 from delivery.management.commands.delivery_worker import Command
+from delivery.websocket import server
 
 ROOT = Path(__file__).parents[2]
-WEB_SECONDS = Settings().drain_grace + web.LAST_SECONDS
+WEB_SECONDS = Settings().drain_grace + server.LAST_SECONDS
 #: `--end-after`; 2 s of telling before it, twice 2 s of asking Redis after it, and a look of a second.
 WORKER_SECONDS = Command().create_parser("manage.py", "delivery_worker").get_default("end_after") + 7
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from delivery.launch.bodies import BodyLimit
-from delivery.launch.web import WebOptions
+from delivery.websocket.body_limit import BodyLimit
+from delivery.websocket.server import WebOptions
 from tests.launch.live import free_port
 from tests.launch.test_guards import Streams, hello
 

@@ -13,8 +13,9 @@ import pytest
 import uvicorn
 import websockets
 
-from delivery.launch import guards
-from delivery.launch.web import WebOptions
+from delivery.websocket import extensions
+from delivery.websocket import uvicorn as guards
+from delivery.websocket.server import WebOptions
 from tests.launch.live import free_port
 
 HEAD_SECONDS = 0.4
@@ -132,13 +133,13 @@ async def pieces(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """An ASGI app that sends messages of several sizes in pieces, and closes; the size of each comes first, as text."""
     await receive()
     await send({"type": "websocket.accept"})
-    assert guards.PIECES in scope["extensions"]
+    assert extensions.PIECES in scope["extensions"]
     for size in (1, 113, 114, 65_523, 65_524, 262_144):
         await send({"type": "websocket.send", "text": str(size)})
-        await send({"type": guards.PIECES, "pieces": (b"twelve bytes", memoryview(SHARED)[:size])})
+        await send({"type": extensions.PIECES, "pieces": (b"twelve bytes", memoryview(SHARED)[:size])})
     await send({"type": "websocket.close"})
     with pytest.raises(RuntimeError):
-        await send({"type": guards.PIECES, "pieces": (b"late",)})
+        await send({"type": extensions.PIECES, "pieces": (b"late",)})
 
 
 async def test_a_message_in_pieces_comes_as_one_in_its_place() -> None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 import websockets
 
-from delivery.launch import internals
+from delivery.websocket import internals
 from tests.launch.test_guards import serving, texts
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from delivery.launch import guards, web
+from delivery.websocket import extensions, server
+from delivery.websocket import uvicorn as guards
 from tests.hostile.wire import BINARY, PING, PONG, TEXT, Wire, frame
 from tests.launch.test_guards import serving
 
@@ -24,8 +25,8 @@ LARGE = 300_000
 
 @pytest.fixture(autouse=True)
 def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "PING_SECONDS", PING_SECONDS)
-    monkeypatch.setattr(web, "PONG_SECONDS", PONG_SECONDS)
+    monkeypatch.setattr(server, "PING_SECONDS", PING_SECONDS)
+    monkeypatch.setattr(server, "PONG_SECONDS", PONG_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +149,7 @@ async def test_the_application_learns_of_bytes_of_an_incomplete_message() -> Non
 
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
-        at = scope["extensions"][guards.INCOMPLETE]["at"]
+        at = scope["extensions"][extensions.INCOMPLETE]["at"]
         await send({"type": "websocket.accept", "subprotocol": "delivery.v1"})
         for _ in range(2):
             message = asyncio.ensure_future(receive())

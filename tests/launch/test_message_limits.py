@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from delivery.launch import guards
+from delivery.websocket import extensions
+from delivery.websocket import uvicorn as guards
 from tests.hostile.wire import BINARY, CONT, PING, TEXT, Wire, frame
 from tests.launch.test_guards import serving
 
@@ -29,7 +30,7 @@ class Application:
         self.closed: dict[str, Any] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        limit = scope["extensions"][guards.LIMIT]["set"]
+        limit = scope["extensions"][extensions.LIMIT]["set"]
         await receive()
         if self.limits:
             limit(self.limits[0])

@@ -14,8 +14,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.uri import parse_uri
 
-from delivery.launch.reading import FAIR_TEXTS, MOST_BYTES, Buffers, WholeMessages
-from delivery.websocket import LARGE_BYTES
+from delivery.websocket.past_parser import LARGE_BYTES
+from delivery.websocket.server_reader import FAIR_TEXTS, MOST_BYTES, FrameBuffers, ServerReader
 from tests.launch.test_guards import serving
 
 
@@ -58,7 +58,7 @@ def frame(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
     return Frame(opcode, data, fin=fin).serialize(mask=True)
 
 
-def feed(to: WholeMessages, data: bytes, cuts: Any) -> None:
+def feed(to: ServerReader, data: bytes, cuts: Any) -> None:
     """Give data as a transport does, in pieces of `cuts()` bytes at most."""
     at = 0
     while at < len(data):
@@ -77,7 +77,7 @@ LARGE = [os.urandom(size) for size in (LARGE_BYTES, 20_000, 65_535, 65_536, 262_
 def test_messages_come_whole_and_in_order_in_every_cut(step: int) -> None:
     sent = [LARGE[0], *SMALL, *LARGE, b"text", LARGE[4], LARGE[4], b"p"]
     behind = Parsed()
-    feed(WholeMessages(behind, Buffers()), b"".join(frame(Opcode.BINARY, one) for one in sent), lambda: step)
+    feed(ServerReader(behind, FrameBuffers()), b"".join(frame(Opcode.BINARY, one) for one in sent), lambda: step)
     assert behind.messages == sent
     assert behind.straight == sum(len(one) >= LARGE_BYTES for one in sent)
 
@@ -85,9 +85,9 @@ def test_messages_come_whole_and_in_order_in_every_cut(step: int) -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_random_frames_in_random_cuts(seed: int) -> None:
     chance = random.Random(seed)
-    buffers = Buffers()
+    buffers = FrameBuffers()
     lines = [(Parsed(), []) for _ in range(3)]  # type: list[tuple[Parsed, list[bytes]]]
-    ends = [WholeMessages(behind, buffers) for behind, _ in lines]  # they share their buffers
+    ends = [ServerReader(behind, buffers) for behind, _ in lines]  # they share their buffers
     wires = [b"", b"", b""]
     for number, (_, sent) in enumerate(lines):
         for _ in range(12):
@@ -116,7 +116,7 @@ def test_random_frames_in_random_cuts(seed: int) -> None:
 
 def test_a_message_without_mask_and_one_that_is_too_large_are_the_parsers() -> None:
     behind = Parsed(most=MOST_BYTES + 1)
-    end = WholeMessages(behind, Buffers())
+    end = ServerReader(behind, FrameBuffers())
     feed(end, frame(Opcode.BINARY, b"x" * (MOST_BYTES + 1)), lambda: 65_536)
     assert behind.straight == 0
     assert len(behind.messages[0]) == MOST_BYTES + 1
@@ -131,7 +131,7 @@ def test_short_texts_come_in_order_among_all_else_in_every_cut(step: int) -> Non
     kinds = [(Opcode.TEXT, one) for one in SMALL] + [(Opcode.BINARY, LARGE[0]), (Opcode.BINARY, b"small")]
     sent = [*kinds, (Opcode.PING, b"ping"), *kinds, (Opcode.TEXT, b"t" * LARGE_BYTES), *kinds[2:]]
     behind = Parsed()
-    feed(WholeMessages(behind, Buffers()), b"".join(frame(*one) for one in sent), lambda: step)
+    feed(ServerReader(behind, FrameBuffers()), b"".join(frame(*one) for one in sent), lambda: step)
     assert behind.messages == [data for _, data in sent]
     assert behind.straight == 3
     assert behind.texts
@@ -139,7 +139,7 @@ def test_short_texts_come_in_order_among_all_else_in_every_cut(step: int) -> Non
 
 def test_no_more_than_a_few_texts_of_one_read_pass_the_queue() -> None:
     behind = Parsed()
-    end = WholeMessages(behind, Buffers())
+    end = ServerReader(behind, FrameBuffers())
     for _ in range(2):
         feed(end, frame(Opcode.TEXT, b"{}") * (FAIR_TEXTS + 2), lambda: 65_536)
     assert behind.texts == [*[True] * FAIR_TEXTS, False, False] * 2
@@ -147,7 +147,7 @@ def test_no_more_than_a_few_texts_of_one_read_pass_the_queue() -> None:
 
 def test_what_is_unusual_about_a_text_is_the_parsers() -> None:
     behind = Parsed()
-    end = WholeMessages(behind, Buffers())
+    end = ServerReader(behind, FrameBuffers())
     feed(end, frame(Opcode.TEXT, b"be", fin=False), lambda: 65_536)
     feed(end, frame(Opcode.PONG, b"") + frame(Opcode.CONT, b"gun"), lambda: 65_536)
     assert behind.texts == []
@@ -164,7 +164,7 @@ def test_what_is_unusual_about_a_text_is_the_parsers() -> None:
 )
 def test_a_text_without_mask_or_with_reserved_bits_is_a_violation(wrong: bytes) -> None:
     behind = Parsed()
-    feed(WholeMessages(behind, Buffers()), wrong, lambda: 65_536)
+    feed(ServerReader(behind, FrameBuffers()), wrong, lambda: 65_536)
     assert behind.texts == []
     assert behind.parser.close_sent is not None
     assert behind.parser.close_sent.code == 1002

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from delivery.launch.web import Server, WebOptions
+from delivery.websocket.server import Server, WebOptions
 from tests.launch.live import free_port
 
 MESSAGE_LIMIT = 100_000

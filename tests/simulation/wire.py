@@ -12,7 +12,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
-from delivery.client.arriving import Buffers
+from delivery.websocket.client import MessageBuffers
 from tests.client.unframing import unframed
 
 LOST = object()
@@ -112,7 +112,7 @@ class ClientEnd:
         self.protocol = SimpleNamespace(close_rcvd=None)
         self.transport = SimpleNamespace(abort=lambda: wire.cut())
         self.subprotocol = "delivery.v1"
-        self.buffers = Buffers()
+        self.buffers = MessageBuffers()
         self.heard_at = 0.0
 
     def arrive(self, message: Any) -> None:

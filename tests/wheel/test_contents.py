@@ -40,7 +40,7 @@ def test_its_name_is_not_that_of_another_project(wheel: Path) -> None:
 
 
 def test_the_server_extra_has_what_the_web_server_imports(server: Installed) -> None:
-    run(server.python, "-c", "import delivery.launch.web, uvloop, hiredis", cwd=server.folder)
+    run(server.python, "-c", "import delivery.websocket.server, uvloop, hiredis", cwd=server.folder)
 
 
 def test_the_client_extra_needs_no_django(client: Installed) -> None:

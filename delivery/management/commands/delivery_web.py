@@ -15,9 +15,9 @@ from delivery import conf
 from delivery.buffer import pool
 from delivery.errors import UsageError
 from delivery.launch import application, environment
-from delivery.launch.bodies import BodyLimit
-from delivery.launch.web import Server, WebOptions
 from delivery.server import leaving
+from delivery.websocket.body_limit import BodyLimit
+from delivery.websocket.server import Server, WebOptions
 
 SERVER_LOG = logging.getLogger("uvicorn.error")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Of each class what `guards` overrides or uses; attributes of its instances are those that its `__init__` names.
+#: Of each class what `uvicorn.py` overrides or uses; attributes of its instances are those that its `__init__` names.
 HTTP = (
     *("connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete", "on_body"),
     *("on_message_complete", "handle_websocket_upgrade", "send_400_response", "parser", "transport", "loop", "flow"),
@@ -51,13 +51,13 @@ PARSER = (
 
 
 def missing() -> list[str]:
-    """Return what is not there, as dotted names; nothing where `guards` can be used."""
+    """Return what is not there, as dotted names; nothing where `uvicorn.py` can be used."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
         from websockets.protocol import Protocol
 
-        from delivery.launch import guards  # noqa: F401 - what it imports
+        from delivery.websocket import uvicorn  # noqa: F401 - what it imports
     except ImportError as error:
         return [str(error)]
     return list(absent({HttpToolsProtocol: HTTP, WebSocketsSansIOProtocol: SOCKET, Protocol: PARSER}))

@@ -21,8 +21,8 @@ from typing import Any
 import uvicorn
 from uvicorn.config import WS_PROTOCOLS
 
-from delivery.launch import internals
-from delivery.launch.bodies import BodyLimit
+from delivery.websocket import internals
+from delivery.websocket.body_limit import BodyLimit
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,11 @@ class WebOptions:
                 ", ".join(missing),
             )
             return "auto", SANSIO if SANSIO in WS_PROTOCOLS else "auto"
-        from delivery.launch import guards  # it builds on those internals
+        from delivery.websocket import uvicorn as guarded  # it builds on those internals
 
-        if guards.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
-            guards.CONNECTIONS.setLevel(logging.WARNING)  # one line for each connection, as one for each request
-        return functools.partial(guards.GuardedHttp, body_limit=self.body_limit), guards.GuardedWebSocket
+        if guarded.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
+            guarded.CONNECTIONS.setLevel(logging.WARNING)  # one line for each connection, as one for each request
+        return functools.partial(guarded.GuardedHttp, body_limit=self.body_limit), guarded.GuardedWebSocket
 
 
 class Server(uvicorn.Server):

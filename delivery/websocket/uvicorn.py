@@ -1,8 +1,8 @@
-"""Bounds that uvicorn does not have: the head of a request, the frames of a message, answers that nobody reads.
+"""uvicorn's protocols, with bounds that uvicorn does not have and the extensions of `extensions.py`.
 
-All of it before any login, so that memory and time of a connection are bounded whatever its peer does. Above it stand
-uvicorn's own limit of a message and, in `server`, ours. And two things that uvicorn does not offer: sending without
-copying, and handing on what comes without a queue between.
+Bounded are the head of a request, the frames of a message, and answers that nobody reads: all of it before any login, so
+that memory and time of a connection are bounded whatever its peer does. Above it stand uvicorn's own limit of a message
+and, in the consumer, ours. The extensions send without copying, and hand messages on without a queue between.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN
 
-from delivery import sockets, websocket
-from delivery.launch import reading
-from delivery.launch.bodies import BodyLimit
+from delivery.websocket import frames, tcp
+from delivery.websocket.body_limit import BodyLimit
+from delivery.websocket.extensions import INCOMPLETE, LIMIT, PACE, PIECES, STRAIGHT
+from delivery.websocket.past_parser import accepts_whole
+from delivery.websocket.server_reader import ServerReader, buffers
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
@@ -46,24 +48,6 @@ CONNECTIONS = logging.getLogger("uvicorn.error.websocket")
 #: That the kernel takes ahead of the network for each connection: what is said last, like 1001, waits behind no more.
 UNSENT_BYTES = 262_144
 
-#: An ASGI extension, and the type of its message: `pieces` (bytes-like) are sent as one binary message, none of them copied.
-#: Its member `write` in the scope does that at once, and returns False, having done nothing, where `send` would wait or raise.
-PIECES = "delivery.pieces"
-
-#: An ASGI extension, and the type of its message: `take` is called with large binary messages from now on, `take_text` with
-#: texts, whenever the application waits in `receive` and nothing else waits for it. Both return False to be read from no
-#: further: then `receive` gives a message of the type `PACE`, and nothing more comes before `receive` is called again.
-STRAIGHT = "delivery.straight"
-PACE = "delivery.pace"
-
-#: An ASGI extension: its member `at` in the scope returns the monotonic time at which bytes of a message last came that is
-#: not complete yet; 0.0 where no message is under way.
-INCOMPLETE = "delivery.incomplete"
-
-#: An ASGI extension: its member `set` in the scope says how many bytes the messages of this connection may have from now on.
-#: Before the application calls it or accepts the connection, it is `FIRST_BYTES`; where it never calls it, the server's limit.
-LIMIT = "delivery.limit"
-
 PING_BYTES = 256  # a ping of ours is smaller: a peer's TCP that took more since then took something else as well
 
 
@@ -82,8 +66,8 @@ class GuardedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        sockets.queue_little(transport, UNSENT_BYTES)
-        sockets.pace_nothing_locally(transport)
+        tcp.queue_little(transport, UNSENT_BYTES)
+        tcp.pace_nothing_locally(transport)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -193,7 +177,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     _take_text: Callable[[str], bool] | None = None
     _listening = False  # the application waits for what comes
     _in_turn = 0  # bytes of large messages handed on since others had their turn
-    _front: reading.WholeMessages | None = None
+    _front: ServerReader | None = None
     _heard_at = 0.0  # monotonic: when bytes came last
     _acked = 0  # by the peer's TCP, when we last looked
 
@@ -234,7 +218,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         """From now on, take whole messages past the parser; unless its peer, before our answer, sent it something."""
         if self.transport.is_closing() or self.conn.reader.buffer:
             return
-        self._front = reading.WholeMessages(self, reading.buffers())
+        self._front = ServerReader(self, buffers())
         self.transport.set_protocol(self._front)
         if self.transport.is_reading():  # uvloop looks at the kind of protocol only as it begins to read
             self.transport.pause_reading()
@@ -293,7 +277,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def takes(self, length: int) -> bool:
         """Return whether a whole message of `length` bytes may come now; else the parser knows what it is."""
-        return websocket.takes(self.conn, length)
+        return accepts_whole(self.conn, length)
 
     def large_received(self, data: bytes) -> None:
         """Take a whole binary message: straight to the application where it is ready, else into its queue."""
@@ -384,7 +368,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def send_keepalive_ping(self) -> None:
         super().send_keepalive_ping()
-        self._acked = sockets.bytes_acked(self.transport) or 0
+        self._acked = tcp.bytes_acked(self.transport) or 0
 
     def keepalive_timeout(self) -> None:
         """Close a peer of which nothing came for the whole timeout, and to which nothing went either.
@@ -400,7 +384,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def _patience(self, timeout: float) -> float:
         """Return how many more seconds to wait for a pong. `timeout`: of a peer with which no bytes are exchanged."""
-        before, self._acked = self._acked, sockets.bytes_acked(self.transport) or 0
+        before, self._acked = self._acked, tcp.bytes_acked(self.transport) or 0
         if self._acked - before > PING_BYTES:
             return timeout
         return self._heard_at + timeout - time.monotonic()
@@ -431,7 +415,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             # uvicorn composes a frame of it by a parser's means, in three times the time of all else on its way.
             data = message["text"].encode()
             await self._until_sendable()
-            self.transport.write(websocket.head(websocket.FINAL_TEXT, len(data)) + data)
+            self.transport.write(frames.head(frames.FINAL_TEXT, len(data)) + data)
         else:
             if message["type"] == "websocket.accept":
                 self._accept_limit()
@@ -448,7 +432,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def _write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
-        self.transport.writelines([websocket.head(websocket.FINAL_BINARY, sum(map(len, pieces))), *pieces])
+        self.transport.writelines([frames.head(frames.FINAL_BINARY, sum(map(len, pieces))), *pieces])
 
     def _is_text(self, message: Any) -> bool:
         text = message["type"] == "websocket.send" and message.get("bytes") is None and message.get("text") is not None

@@ -1,7 +1,8 @@
-"""A client's WebSocket, for many chunks: those that come go past the parser and the queue of `websockets`.
+"""The client's WebSocket: the connection of `websockets`, without its parser and queue for what comes in bulk.
 
-And what goes out does so in few writes, frames as they were made elsewhere. The handshake, pings, fragments, every
-violation and the closing are `websockets`' own.
+What it buys: the kernel reads each large message straight into the buffer in which it is checked and written, and many
+frames that were made elsewhere go out in one write. Without it, `recv` and `send` of `websockets` do the same and cost
+most of the client's time. The handshake, pings, fragments, every violation and the closing are `websockets`' own.
 """
 
 from __future__ import annotations
@@ -16,21 +17,48 @@ from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.protocol import OPEN, Event
 from websockets.typing import BytesLike
 
-from delivery.client.arriving import Arrivals, Buffers
+from delivery.websocket.frames import FINAL_BINARY, MASKED
+from delivery.websocket.past_parser import LARGE_BYTES, PastParser, accepts_whole
 
 END_OF_HANDSHAKE = b"\r\n\r\n"
+SMALL_READ_BYTES = 16_384  # at most at a time, of what is no large message
+FREE_BYTES = 8_388_608  # of buffers that are kept
+NEXT_HEAD_BYTES = 10  # a large message is read together with the head of what follows it
+
 Take = Callable[[str | BytesLike], None]
 
 
-class LargeMessages(ClientConnection):
-    """A client's connection. `buffers`: where large messages lie; who is done with one may give it back.
+class MessageBuffers:
+    """Buffers for large messages, which are used again: new memory costs a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self, length: int) -> memoryview:
+        """Return room for `length` bytes, in a buffer that may be longer; what is in it is undefined."""
+        while self._free:
+            buffer = self._free.pop()
+            if len(buffer) >= length:
+                return memoryview(buffer)[:length]
+        return memoryview(bytearray(length))
+
+    def give_back(self, view: memoryview) -> None:
+        """Take back the buffer below `view`, at which nobody looks any more. Who keeps one need not give it back."""
+        buffer = view.obj
+        view.release()
+        if isinstance(buffer, bytearray) and (len(self._free) + 1) * len(buffer) <= FREE_BYTES:
+            self._free.append(buffer)
+
+
+class ClientSocket(ClientConnection):
+    """The client's connection. `buffers`: where large messages lie; who is done with one may give it back.
 
     `heard_at`: the monotonic time at which bytes last came, of whatever message.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.buffers = Buffers()
+        self.buffers = MessageBuffers()
         self.heard_at = time.monotonic()
         self._take: Take | None = None
         self._failed: asyncio.Future[None] = self.loop.create_future()
@@ -73,14 +101,14 @@ class LargeMessages(ClientConnection):
         greeting = self.response is None
         self.heard_at = time.monotonic()
         super().data_received(data)
-        # What came along with the handshake is in the parser already: only at the end of a frame `Arrivals` may begin.
+        # What came along with the handshake is in the parser already: only at the end of a frame `ClientReader` may begin.
         if (
             greeting
             and self.protocol.state is OPEN
             and data.endswith(END_OF_HANDSHAKE)
             and not self.protocol.extensions
         ):
-            self.transport.set_protocol(Arrivals(self))
+            self.transport.set_protocol(ClientReader(self))
 
     def eof_received(self) -> None:
         """End at once where the server takes nothing more; the close code that came before is parsed already.
@@ -125,3 +153,47 @@ class LargeMessages(ClientConnection):
 
 def _drop(message: str | BytesLike) -> None:
     """Nobody takes messages any more: a close may still come behind them."""
+
+
+class ClientReader(PastParser):
+    """Takes large messages for `connection`; a server's frames have no mask."""
+
+    def __init__(self, connection: ClientSocket) -> None:
+        super().__init__(connection)
+        self._connection = connection
+        self._small = memoryview(bytearray(SMALL_READ_BYTES))
+        self._message: memoryview | None = None  # large, on its way in; behind it there is room for the next head
+        self._length = 0  # of that message
+        self._filled = 0  # of its buffer
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._small if self._message is None else self._message[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.heard_at = time.monotonic()
+        if self._message is None:
+            self._split(self._small[:nbytes])
+            return
+        self._filled += nbytes
+        if self._filled >= self._length:
+            rest = bytes(self._message[self._length : self._filled])
+            self._complete(self._message[: self._length])
+            self._split(memoryview(rest))
+
+    def _wants(self, view: memoryview, head: int, length: int) -> bool:
+        return view[0] == FINAL_BINARY and length >= LARGE_BYTES and view[1] < MASKED
+
+    def _take(self, view: memoryview, head: int, length: int) -> memoryview | None:
+        if not accepts_whole(self._connection.protocol, length):
+            return None
+        part, rest = view[head : head + length], view[head + length :]
+        self._message = self._connection.buffers.take(length + NEXT_HEAD_BYTES)
+        self._message[: len(part)] = part
+        self._length, self._filled = length, len(part)
+        if len(part) == length:
+            self._complete(self._message[:length])
+        return rest
+
+    def _complete(self, message: memoryview) -> None:
+        self._message = None
+        self._connection.large_received(message)
