@@ -23,7 +23,7 @@ from bench.peers.server import Server
 from bench.stack import Stack
 
 ROUNDS, QUICK_ROUNDS = 5, 2
-#: glibc keeps what was freed, as our command-line client has it (`delivery.client.__main__`).
+#: glibc keeps what was freed, as our command-line client has it (`delivery.client.cli.main`).
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "67108864",
     "MALLOC_TRIM_THRESHOLD_": "268435456",

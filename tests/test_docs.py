@@ -14,7 +14,7 @@ from django.core.management import get_commands
 import delivery
 from delivery import checks
 from delivery.admin.words import EVENT_KINDS
-from delivery.client.__main__ import parser
+from delivery.client.cli.arguments import make_parser
 from delivery.models import ClientState, PayloadState, TransferState, WaitingFor
 from delivery.protocol import codes, states
 from tests import docs_settings, readme
@@ -134,7 +134,7 @@ def test_client_commands_of_the_readme_parse():
     lines = re.findall(r"-m delivery\.client (.+)$", README, flags=re.M)
     assert len(lines) == 2
     for line in lines:
-        parser().parse_args(line.split())
+        make_parser().parse_args(line.split())
 
 
 def test_a_new_site_integrates_as_the_readme_says(tmp_path):

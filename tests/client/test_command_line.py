@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from delivery.client.__main__ import main
+from delivery.client.cli.main import main
 from tests.client.conftest import eventually
 from tests.client.proxy import Proxy
 from tests.client.server import CoreServer

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from delivery.client.ceiling import REMEMBERED_SECONDS, Ceilings
+from delivery.client.cli.resumption import Resumption
 from delivery.client.directories import ReceivingDirectory
 from delivery.client.files import FOLDER, candidates, clean_name, write_atomically
-from delivery.client.resumption import Resumption
 from delivery.errors import DeliveryError
 
 

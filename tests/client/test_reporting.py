@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from delivery.client import bars
-from delivery.client.reporting import BarReport, Pipe, sentence, size_text
+from delivery.client.cli import bars
+from delivery.client.cli.bars import BarReport
+from delivery.client.cli.reporting import Pipe
+from delivery.client.cli.wording import sentence, size_text
 from delivery.client.uploads import Progress
 
 EVIL = "\x1b]0;owned\x07\x9b31m\u202e\r\nforged"

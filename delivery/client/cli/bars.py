@@ -1,16 +1,24 @@
-"""Progress bars on stderr, drawn by rich; where that is no terminal, lines alone. Text comes escaped."""
+"""Progress bars on stderr, drawn by rich; where stderr is no terminal, lines alone.
+
+The only module that needs rich: `main` imports it for a command that shows bars.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
-from rich import progress
+import rich.progress
 from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from delivery.client import reporting
+from delivery.client.cli.reporting import Pipe, Report
+from delivery.client.cli.wording import sentence, size_text
+from delivery.client.uploads import Progress
+from delivery.escaping import printable
 
 WIDE_COLUMNS, NARROW_COLUMNS = 110, 70  # of terminals with room for a long bar, and with none for a bar
 REDRAW_SECONDS = 0.1  # rich computes the speed from its samples: more of them cost time and say nothing new
@@ -28,27 +36,27 @@ class _Console(Console):
         self._tell()
 
 
-class _Done(progress.ProgressColumn):
+class _Done(rich.progress.ProgressColumn):
     """What is stored, of how much; in a narrow terminal as a percentage where that is known."""
 
     def __init__(self, *, narrow: bool) -> None:
         super().__init__(Column(no_wrap=True))
         self._narrow = narrow
 
-    def render(self, task: progress.Task) -> Text:
-        text = reporting.size_text(task.completed)
+    def render(self, task: rich.progress.Task) -> Text:
+        text = size_text(task.completed)
         if task.total is not None:
-            text = f"{task.percentage:.0f}%" if self._narrow else f"{text} of {reporting.size_text(task.total)}"
+            text = f"{task.percentage:.0f}%" if self._narrow else f"{text} of {size_text(task.total)}"
         return Text(text, style="progress.download")
 
 
-class _Speed(progress.ProgressColumn):
+class _Speed(rich.progress.ProgressColumn):
     def __init__(self) -> None:
         super().__init__(Column(no_wrap=True))
 
-    def render(self, task: progress.Task) -> Text:
+    def render(self, task: rich.progress.Task) -> Text:
         speed = task.finished_speed or task.speed
-        text = "" if speed is None else f"{reporting.size_text(speed)}/s"
+        text = "" if speed is None else f"{size_text(speed)}/s"
         return Text(text, style="progress.data.speed")
 
 
@@ -59,17 +67,17 @@ class Bars:
         self._console = _Console(on_broken_pipe)
         wide, narrow = self._console.width >= WIDE_COLUMNS, self._console.width < NARROW_COLUMNS
         name = Column(ratio=None if wide else 1, no_wrap=True, overflow="ellipsis")
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False, table_column=name),
-            *([] if narrow else [progress.BarColumn(bar_width=40 if wide else 10)]),
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False, table_column=name),
+            *([] if narrow else [rich.progress.BarColumn(bar_width=40 if wide else 10)]),
             _Done(narrow=narrow),
             _Speed(),
-            progress.TimeRemainingColumn(compact=not wide),
+            rich.progress.TimeRemainingColumn(compact=not wide),
             console=self._console,
             disable=not self._console.is_terminal,
             expand=not wide,
         )
-        self._tasks: dict[str, progress.TaskID] = {}
+        self._tasks: dict[str, rich.progress.TaskID] = {}
         self._drawn: dict[str, float] = {}
 
     def start(self) -> None:
@@ -96,3 +104,40 @@ class Bars:
         """Take away the bar of a transfer that has ended: a line says how."""
         if (task := self._tasks.pop(transfer, None)) is not None:
             self._bars.remove_task(task)
+
+
+class BarReport:
+    """A bar for each transfer with speed and time left, and a line for everything that happens beside it."""
+
+    def __init__(self) -> None:
+        self._pipe = Pipe(sys.stderr)
+        self._bars = Bars(on_broken_pipe=self._pipe.lost)
+        self._connections = 0
+
+    def __enter__(self) -> Report:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def event(self, name: str, details: dict[str, Any]) -> None:
+        if name == "connected":
+            self._connections += 1
+            if self._connections > 1:
+                self.say("connected again")
+            return
+        if name == "summary" or (name == "closed" and details["wait"] is None):
+            return  # closed for good: the failure that follows says why, and what to do
+        if name in ("done", "failed"):
+            self._bars.remove(details.get("transfer", ""))
+        self._bars.line(sentence(name, details), wrong=name == "failed")
+
+    def say(self, text: str) -> None:
+        self._bars.line(printable(text))
+
+    def progress(self, label: str, progress: Progress) -> None:
+        self._bars.update(progress.transfer, printable(label), progress.stored, progress.size)
+
+    def unread(self) -> bool:
+        return self._pipe.unread()

@@ -6,14 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from delivery.client.reporting import sentence
+from delivery.client.cli.reporting import Report
+from delivery.client.cli.wording import sentence
+from delivery.client.uploads import Progress
 from delivery.errors import DeliveryError
-
-if TYPE_CHECKING:
-    from delivery.client.reporting import Report
-    from delivery.client.uploads import Progress
 
 LOOK_SECONDS = 0.25
 _TROUBLE = frozenset({"refused", "closed", "waiting"})

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
-from delivery.client.activity import Activity, NoProgress
+from delivery.client.cli.activity import Activity, NoProgress
+from delivery.client.cli.resumption import Resumption
 from delivery.client.client import Client, connect
 from delivery.client.deliveries import Incoming
 from delivery.client.directories import ReceivingDirectory
-from delivery.client.resumption import Resumption
 from delivery.client.uploads import Receipt, Upload
 from delivery.errors import DeliveryError, IntegrityError, Refused, StorageUnavailable, TransferAborted
 
