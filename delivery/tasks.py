@@ -13,7 +13,7 @@ from celery import Task, shared_task
 
 from delivery import dispatch, drain
 from delivery.transfers import attaching, events, following, notices, retention, sealing, staging
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 _SHORT: dict[str, Any] = {
     "bind": True,
@@ -32,7 +32,7 @@ def _worker(task: Task[Any, Any]) -> str:
 def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
     """Store one run of an upload, `more` that waited with it, and those that are handed over meanwhile."""
     worker = _worker(self)
-    orders = map(StoreOrder.of, [arguments, *arguments.get("more", ())])
+    orders = map(StoreRequest.of, [arguments, *arguments.get("more", ())])
     following.store_all(orders, worker=worker, draining=lambda: drain.draining(worker))
     events.write()
 

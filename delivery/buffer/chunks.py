@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 import redis
@@ -16,20 +15,10 @@ from delivery.buffer.pool import aclient, reporting
 from delivery.buffer.stream import Stream
 from delivery.errors import ChunksLost, IntegrityError
 from delivery.protocol.frames import checksum
+from delivery.protocol.storing import ChunkRange
 
 PIECE_BYTES = 256 * 1024
 Data = bytes | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class BufferedRun:
-    """Chunks `start` to `end` (exclusive), of `chunk_size` bytes each but the payload's last, under one lease."""
-
-    payload: UUID
-    lease: int
-    start: int
-    end: int
-    chunk_size: int
 
 
 async def aput(line: Stream, payload: UUID, lease: int, chunk_size: int, start: int, chunks: Sequence[Data]) -> None:
@@ -40,10 +29,10 @@ async def aput(line: Stream, payload: UUID, lease: int, chunk_size: int, start: 
     await line.put([*values, progress], int(conf.current().buffer_expiry))
 
 
-async def aput_checksums(line: Stream, run: BufferedRun, checksums: Sequence[int]) -> None:
+async def aput_checksums(line: Stream, payload: UUID, lease: int, run: ChunkRange, checksums: Sequence[int]) -> None:
     """Leave the checksums of a run for the task that stores it. Raises `BufferUnavailable`."""
     packed = struct.pack(f">{len(checksums)}I", *checksums)
-    await line.put([(_checksums(run), packed)], int(conf.current().buffer_expiry))
+    await line.put([(_checksums(payload, lease, run), packed)], int(conf.current().buffer_expiry))
 
 
 async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
@@ -56,18 +45,18 @@ async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
     return int(size), int(end)
 
 
-async def akeep(run: BufferedRun) -> None:
+async def akeep(payload: UUID, lease: int, run: ChunkRange) -> None:
     """Give the chunks of a run that still waits for a worker another lifetime."""
     seconds = int(conf.current().buffer_expiry)
     with reporting():
         pipe = aclient().pipeline(transaction=False)
         for seq in range(run.start, run.end):
-            pipe.expire(keys.chunk(run.payload, run.lease, seq), seconds)
-        pipe.expire(keys.checksums(run.payload, run.lease, run.start), seconds)
+            pipe.expire(keys.chunk(payload, lease, seq), seconds)
+        pipe.expire(keys.checksums(payload, lease, run.start), seconds)
         await pipe.execute()
 
 
-def fetch(run: BufferedRun, *first: exchange.Command) -> Iterator[bytes]:
+def fetch(payload: UUID, lease: int, run: ChunkRange, *first: exchange.Command) -> Iterator[bytes]:
     """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
 
     `first`: commands to run on the way, whose replies nobody needs, be they errors.
@@ -75,9 +64,9 @@ def fetch(run: BufferedRun, *first: exchange.Command) -> Iterator[bytes]:
     Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
     bytes than were put there, `BufferUnavailable`.
     """
-    names = keys.chunks(run.payload, run.lease, run.start, run.end)
+    names = keys.chunks(payload, lease, run.start, run.end)
     with exchange.connection() as line:
-        line.send(*first, ("GET", _checksums(run)), ("MGET", *names))
+        line.send(*first, ("GET", _checksums(payload, lease, run)), ("MGET", *names))
         for _ in first:
             with contextlib.suppress(redis.ResponseError):  # a Redis that is full is to be emptied by this very task
                 line.reply()
@@ -101,25 +90,25 @@ def _unpacked(packed: bytes | None, count: int) -> tuple[int, ...] | None:
     return struct.unpack(f">{count}I", packed)
 
 
-def drop_command(run: BufferedRun) -> exchange.Command:
+def drop_command(payload: UUID, lease: int, run: ChunkRange) -> exchange.Command:
     """Return the command that does what `drop` does."""
-    return "UNLINK", *_names(run)
+    return "UNLINK", *_names(payload, lease, run)
 
 
-def drop(run: BufferedRun) -> None:
+def drop(payload: UUID, lease: int, run: ChunkRange) -> None:
     """Remove what a run left in the buffer: it is stored, or wanted no more."""
-    exchange.run_commands(drop_command(run))
+    exchange.run_commands(drop_command(payload, lease, run))
 
 
-async def adrop(run: BufferedRun) -> None:
+async def adrop(payload: UUID, lease: int, run: ChunkRange) -> None:
     """Do what `drop` does."""
     with reporting():
-        await aclient().unlink(*_names(run))
+        await aclient().unlink(*_names(payload, lease, run))
 
 
-def _names(run: BufferedRun) -> list[str]:
-    return [*keys.chunks(run.payload, run.lease, run.start, run.end), _checksums(run)]
+def _names(payload: UUID, lease: int, run: ChunkRange) -> list[str]:
+    return [*keys.chunks(payload, lease, run.start, run.end), _checksums(payload, lease, run)]
 
 
-def _checksums(run: BufferedRun) -> str:
-    return keys.checksums(run.payload, run.lease, run.start)
+def _checksums(payload: UUID, lease: int, run: ChunkRange) -> str:
+    return keys.checksums(payload, lease, run.start)

@@ -13,7 +13,7 @@ from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.frames import CHUNK_SIZE_MIN, MAX_SEQ, Chunk, agreed_chunk_size, chunk_count
 from delivery.protocol.messages import Abort, Accept, Done, Finish, Nack, Offer, Reject
 from delivery.protocol.states import Move, State
-from delivery.protocol.storing import Run as Run
+from delivery.protocol.storing import ChunkRange as ChunkRange
 from delivery.protocol.storing import Storing
 from delivery.protocol.storing import Terms as Terms
 

@@ -18,8 +18,8 @@ REPORT_AFTER_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Chunks `start` (inclusive) to `end` (exclusive) that are to be stored now, as one segment."""
+class ChunkRange:
+    """Chunks `start` (inclusive) to `end` (exclusive) of one transfer, by their numbers."""
 
     start: int
     end: int
@@ -69,7 +69,7 @@ class Storing(Machine):
     def _segment_chunks(self) -> int:
         return max(1, self._terms.segment_size // self.chunk_size) if self._terms else 1
 
-    def next_run(self, now: float) -> Run | None:
+    def next_run(self, now: float) -> ChunkRange | None:
         """Return the run that is to be stored now, None while none is due. The driver starts storing it at once.
 
         Due is a full segment, everything before the sender runs out of credit or after `finish`, and what has waited
@@ -86,7 +86,7 @@ class Storing(Machine):
             return self._hand(pending)
         return None
 
-    def rest(self, now: float) -> Run | None:
+    def rest(self, now: float) -> ChunkRange | None:
         """Return the next run of what was taken in and not handed out yet, due or not. To be asked until it returns None.
 
         Before a planned close, and behind a detachment: what is stored then need not be sent again.
@@ -96,8 +96,8 @@ class Storing(Machine):
         pending = min(self.received - self.handed, self._segment_chunks)
         return self._hand(pending) if pending else None
 
-    def _hand(self, chunks: int) -> Run:
-        run = Run(self.handed, self.handed + chunks)
+    def _hand(self, chunks: int) -> ChunkRange:
+        run = ChunkRange(self.handed, self.handed + chunks)
         self.handed = run.end
         return run
 

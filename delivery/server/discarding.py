@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from delivery import policy
 from delivery.buffer import chunks
-from delivery.buffer.chunks import BufferedRun
 from delivery.errors import BufferUnavailable
+from delivery.protocol.receiver import ChunkRange
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake
 from delivery.transfers import ending
@@ -35,6 +35,6 @@ async def discard(intake: Intake | InlineIntake) -> None:
     if isinstance(intake, InlineIntake) or receiver.stored == receiver.received:
         return
     await intake.settle()
-    run = BufferedRun(intake.opened.payload, intake.lease, receiver.stored, receiver.received, receiver.chunk_size)
+    kept = ChunkRange(receiver.stored, receiver.received)
     with contextlib.suppress(BufferUnavailable):  # then it expires
-        await chunks.adrop(run)
+        await chunks.adrop(intake.opened.payload, intake.lease, kept)

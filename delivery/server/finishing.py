@@ -13,7 +13,7 @@ from delivery.models import PayloadState
 from delivery.protocol.receiver import Receiver
 from delivery.server.web_process import Process
 from delivery.transfers import completing, sealing
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Finishing:
         """The task could not do it, or had to stop: ask for another soon."""
         self.due_at = time.monotonic() + RETRY_SECONDS
 
-    def by_storing(self, order: StoreOrder) -> StoreOrder:
+    def by_storing(self, order: StoreRequest) -> StoreRequest:
         """Have the task that stores the last run complete the payload with it, if it can.
 
         It tells `sealed` before `stored`: who only hears that all is stored has it sealed at once.

@@ -12,7 +12,7 @@ from typing import Any
 
 from delivery.buffer import leases
 from delivery.transfers import following
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 BACKLOG_RUNS = 8  # of one live worker: more than its tasks have begun, and what comes next for each
 LINGER_SECONDS = 0.03  # that a run waits for others then: there is enough to do meanwhile
@@ -23,7 +23,7 @@ MOST_RUNS = 4
 class Order:
     """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
 
-    order: StoreOrder
+    order: StoreRequest
     checksums: Sequence[int]
     attempt: int = 0
     ask_at: float = 0.0
@@ -37,14 +37,14 @@ class StoreTasks:
     """
 
     def __init__(
-        self, publish: Callable[[Sequence[StoreOrder]], Awaitable[None]], workers: Callable[[], int], *, segment: int
+        self, publish: Callable[[Sequence[StoreRequest]], Awaitable[None]], workers: Callable[[], int], *, segment: int
     ) -> None:
         self._publish = publish
         self._workers = workers
         self._segment = segment
         self._runs: dict[Any, int] = {}
         self._all_runs = 0
-        self._waiting: list[StoreOrder] = []  # for one task
+        self._waiting: list[StoreRequest] = []  # for one task
         self._asked: asyncio.Future[None] | None = None  # done when that is published
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,7 +55,7 @@ class StoreTasks:
         if runs:
             self._runs[upload] = runs
 
-    async def ask(self, order: StoreOrder, *, follows: bool) -> None:
+    async def ask(self, order: StoreRequest, *, follows: bool) -> None:
         """Have a run stored: by the task that stores the one before it, if it `follows` one and that task takes more.
 
         Raises `BufferUnavailable`. Cancelling leaves the publishing running to its end.
@@ -63,7 +63,7 @@ class StoreTasks:
         if not follows or not await leases.ahand_over(order.payload, order.lease, following.packed(order)):
             await self._ask_for_task(order)
 
-    async def _ask_for_task(self, order: StoreOrder) -> None:
+    async def _ask_for_task(self, order: StoreRequest) -> None:
         if sum(waiting.length for waiting in self._waiting) + order.length > self._segment:
             self._send()
         loop = asyncio.get_running_loop()
@@ -89,7 +89,7 @@ class StoreTasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _publish_all(self, orders: Sequence[StoreOrder], asked: asyncio.Future[None]) -> None:
+    async def _publish_all(self, orders: Sequence[StoreRequest], asked: asyncio.Future[None]) -> None:
         try:
             await self._publish(orders)
         except Exception as error:  # noqa: BLE001 - each who waits gets it

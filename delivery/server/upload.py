@@ -18,13 +18,13 @@ from delivery.buffer import chunks, leases
 from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
 from delivery.models import WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
-from delivery.protocol.receiver import Receiver, Run
+from delivery.protocol.receiver import ChunkRange, Receiver
 from delivery.server.finishing import Finishing
 from delivery.server.gathering import Gathering
 from delivery.server.store_requests import Order
 from delivery.server.web_process import Process
 from delivery.transfers import completing, uploads
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
@@ -198,15 +198,14 @@ class Intake:
         """Wait until less than `limit` bytes are in this process's memory alone."""
         await self._gathering.below(limit)
 
-    def _add_order(self, run: Run) -> None:
+    def _add_order(self, run: ChunkRange) -> None:
         receiver = self.receiver
         ends = receiver.size if receiver.size is not None and run.end == receiver.chunks else None
-        order = StoreOrder(
+        order = StoreRequest(
             transfer=self.opened.transfer,
             payload=self.opened.payload,
             lease=self.lease,
-            start=run.start,
-            end=run.end,
+            chunks=run,
             chunk_size=receiver.chunk_size,
             offset=receiver.offset(run.start),
             length=receiver.offset(run.end) - receiver.offset(run.start),
@@ -219,22 +218,22 @@ class Intake:
 
     async def _ask(self, now: float, *, detached: bool = False) -> None:
         """Publish a task for each run that is due: for the first time, or again."""
-        while self._orders and self._orders[0].order.end <= self.receiver.stored:
+        while self._orders and self._orders[0].order.chunks.end <= self.receiver.stored:
             self._orders.popleft()
         self._process.store_tasks.note(self, 0 if detached else len(self._orders))
         hurried = detached or self._hurried or self.receiver.finish is not None
         for order in list(self._orders):
             due = now >= order.ask_at or (hurried and order.attempt == 0)
-            if due and order.order.end <= self._gathering.flushed:
+            if due and order.order.chunks.end <= self._gathering.flushed:
                 await self._ask_for(order, detached=detached)
 
     async def _ask_for(self, order: Order, *, detached: bool) -> None:
-        run = order.order.run
+        payload, lease, run = self.opened.payload, order.order.lease, order.order.chunks
         if order.attempt == 0:
-            await chunks.aput_checksums(self._process.chunks, run, order.checksums)
+            await chunks.aput_checksums(self._process.chunks, payload, lease, run, order.checksums)
         else:
             await self._look()
-            await chunks.akeep(run)
+            await chunks.akeep(payload, lease, run)
         wanted = replace(order.order, again=order.attempt > 0)
         if wanted.ends is not None and self.receiver.finish is not None and not detached:
             await self._confirm()
@@ -300,7 +299,7 @@ class Intake:
             times.append(now + BUFFER_RETRY_SECONDS)
         if (at := self.receiver.wake_at()) is not None:
             times.append(max(at, now + LOOK_SECONDS))
-        times += [order.ask_at for order in self._orders if order.order.end <= self._gathering.flushed]
+        times += [order.ask_at for order in self._orders if order.order.chunks.end <= self._gathering.flushed]
         if self.receiver.complete:
             times.append(self._finishing.due_at)
         return min(times)
@@ -342,5 +341,5 @@ class Intake:
         if self._storage_failures > MOST_STORAGE_FAILURES:
             self._ended = "storage_unavailable"
         for order in self._orders:
-            if order.order.start == start:
+            if order.order.chunks.start == start:
                 order.ask_at = time.monotonic() + STORAGE_RETRY_SECONDS * self._storage_failures

@@ -16,14 +16,14 @@ from delivery.errors import BufferUnavailable, Refused, TransferAborted
 from delivery.protocol import messages
 from delivery.protocol.frames import Chunk
 from delivery.protocol.messages import UploadOffer
-from delivery.protocol.receiver import Receiver
+from delivery.protocol.receiver import ChunkRange, Receiver
 from delivery.protocol.states import State
 from delivery.server import discarding, early
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
 from delivery.transfers import ending, uploads
 from delivery.transfers.detaching import DetachedUpload
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from delivery.transfers.uploads import Earlier, Finished, Opened
 
 if TYPE_CHECKING:
@@ -290,20 +290,18 @@ async def _publish_rest(session: Session, earlier: Earlier, chunk_size: int, sta
     size = max(1, session.terms().segment_size // chunk_size) * chunk_size
     for offset in range(start, end, size):
         length = min(size, end - offset)
-        order = StoreOrder(
+        order = StoreRequest(
             transfer=earlier.transfer,
             payload=earlier.payload,
             lease=earlier.lease,
-            start=offset // chunk_size,
-            end=-(-(offset + length) // chunk_size),
+            chunks=ChunkRange(offset // chunk_size, -(-(offset + length) // chunk_size)),
             chunk_size=chunk_size,
             offset=offset,
             length=length,
             ends=offset + length if length % chunk_size else None,  # a short chunk is the last
             again=True,
         )
-        marker = dispatch.store_marker(order.payload, order.lease, order.start)
-        await session.process.publish(dispatch.STORE, order.arguments(), marker=marker)
+        await session.process.publish(dispatch.STORE, order.arguments(), marker=order.marker)
 
 
 async def _until_stored(session: Session, earlier: Earlier, chunk_size: int, end: int) -> None:

@@ -42,7 +42,7 @@ from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import Detached
 from delivery.transfers.small import SmallOffer
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from delivery.transfers.taking import Accepted
 from delivery.transfers.uploads import Finished
 
@@ -210,7 +210,7 @@ class Process:
         await loop.run_in_executor(self._publishers, dispatch.publish, task, arguments)
         return True
 
-    async def _publish_stores(self, orders: Sequence[StoreOrder]) -> None:
+    async def _publish_stores(self, orders: Sequence[StoreRequest]) -> None:
         """Publish one task for all those of `orders` that nobody just asked for."""
         claimed = await leases.aclaim_first([order.marker for order in orders])
         wanted = [order.arguments() for order, ours in zip(orders, claimed, strict=True) if ours]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from delivery.buffer import exchange, leases
 from delivery.errors import BufferUnavailable
 from delivery.transfers import storing
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 MOST_RUNS = 16  # of one task: its worker has other work, and may have to go
 QUICK_SECONDS = 0.1  # that storing a run takes; who hands one over does not wait long then
@@ -24,7 +24,7 @@ QUICK_HASHING_SECONDS = 0.2  # and hashing it too
 class Following:
     """Says whether the task that stores `order` takes more runs of its upload. `quick`: the run before was."""
 
-    def __init__(self, order: StoreOrder, *, quick: bool) -> None:
+    def __init__(self, order: StoreRequest, *, quick: bool) -> None:
         self._order = order
         self._quick = quick
         self._began = time.monotonic()
@@ -43,13 +43,13 @@ class Following:
         """Whether a run that came behind this one did not wait long."""
         return self._seconds < QUICK_HASHING_SECONDS
 
-    def take(self) -> list[StoreOrder]:
+    def take(self) -> list[StoreRequest]:
         """Return the runs that were handed over. Never raises: they are asked for again."""
         try:
             taken = leases.take_handed_over(self._order.payload, self._order.lease) if self._open else []
         except BufferUnavailable:
             taken = []
-        return [StoreOrder.of(json.loads(order)) for order in taken]
+        return [StoreRequest.of(json.loads(order)) for order in taken]
 
     @property
     def _seconds(self) -> float:
@@ -60,7 +60,7 @@ class Following:
         return leases.open_handover_commands(self._order.payload, self._order.lease)
 
 
-def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[], bool]) -> None:
+def store_all(orders: Iterable[StoreRequest], *, worker: str, draining: Callable[[], bool]) -> None:
     """Store runs, and those that are handed over meanwhile. What one of them raises is raised when all were tried.
 
     A worker that is `draining` takes no more than what comes behind the first.
@@ -83,6 +83,6 @@ def store_all(orders: Iterable[StoreOrder], *, worker: str, draining: Callable[[
         raise failure
 
 
-def packed(order: StoreOrder) -> bytes:
+def packed(order: StoreRequest) -> bytes:
     """Return an order as it is handed over."""
     return json.dumps(order.arguments()).encode()

@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from delivery import conf, dispatch, notify
 from delivery.buffer import chunks, exchange, leases
-from delivery.buffer.chunks import BufferedRun
 from delivery.errors import (
     BufferUnavailable,
     ChunksLost,
@@ -29,6 +28,7 @@ from delivery.errors import (
     StorageUnavailable,
 )
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
+from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
 from delivery.transfers import admission, completing, database, ending, events, hashing, quotas, recipients, uploads
 from delivery.transfers.rows import Insert, Statement
@@ -63,7 +63,7 @@ _ADVANCE = Statement(
 
 
 @dataclass(frozen=True, slots=True)
-class StoreOrder:
+class StoreRequest:
     """What a task needs to store one run: ids and numbers.
 
     `offset` and `length` in bytes; `ends`: the payload's size where this run is known to be its last, else None.
@@ -74,8 +74,7 @@ class StoreOrder:
     transfer: UUID
     payload: UUID
     lease: int
-    start: int
-    end: int
+    chunks: ChunkRange
     chunk_size: int
     offset: int
     length: int
@@ -85,26 +84,24 @@ class StoreOrder:
     sha256: str = ""
 
     @property
-    def run(self) -> BufferedRun:
-        return BufferedRun(self.payload, self.lease, self.start, self.end, self.chunk_size)
-
-    @property
     def marker(self) -> str:
-        return dispatch.store_marker(self.payload, self.lease, self.start)
+        return dispatch.store_marker(self.payload, self.lease, self.chunks.start)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the JSON form, as a task's arguments."""
-        members = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return members | {"transfer": self.transfer.hex, "payload": self.payload.hex}
+        """Return the JSON form, as a task's arguments: flat, as every version reads them."""
+        members = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "chunks"}
+        ids = {"transfer": self.transfer.hex, "payload": self.payload.hex}
+        return members | ids | {"start": self.chunks.start, "end": self.chunks.end}
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> StoreOrder:
+    def of(cls, arguments: dict[str, Any]) -> StoreRequest:
         """Read the arguments of a task; what this version does not know is ignored."""
         known = {name: arguments[name] for name in cls.__dataclass_fields__ if name in arguments}
-        return cls(**known | {"transfer": UUID(arguments["transfer"]), "payload": UUID(arguments["payload"])})
+        ids = {"transfer": UUID(arguments["transfer"]), "payload": UUID(arguments["payload"])}
+        return cls(**known | ids, chunks=ChunkRange(arguments["start"], arguments["end"]))
 
 
-def store(order: StoreOrder, *, worker: str, following: Following | None = None) -> None:
+def store(order: StoreRequest, *, worker: str, following: Following | None = None) -> None:
     """Move one run from the buffer into Storage, commit its row, and wake who waits.
 
     `following`: says on the way that this task takes more runs.
@@ -123,40 +120,40 @@ def store(order: StoreOrder, *, worker: str, following: Following | None = None)
         notify.wake(order.payload, "lost", lease=order.lease, seq=lost.seq, worker=worker)
     except (IntegrityError, BufferUnavailable) as error:
         logger.warning("segment at %d of %s: %s", order.offset, order.payload, error)
-        notify.wake(order.payload, "lost", lease=order.lease, seq=order.start, worker=worker)
+        notify.wake(order.payload, "lost", lease=order.lease, seq=order.chunks.start, worker=worker)
     except StorageUnavailable as error:
         logger.error("segment at %d of %s not stored: %s", order.offset, order.payload, error)
         events.note("storage_unavailable", payload=order.payload, transfer=order.transfer, offset=order.offset)
-        notify.wake(order.payload, "unstored", lease=order.lease, start=order.start, worker=worker)
+        notify.wake(order.payload, "unstored", lease=order.lease, start=order.chunks.start, worker=worker)
     else:
         _commit(order, name, worker, following)
 
 
-def _bytes_of(order: StoreOrder, following: Following | None) -> Iterator[bytes]:
+def _bytes_of(order: StoreRequest, following: Following | None) -> Iterator[bytes]:
     """Yield the chunks of a run. Raises as `chunks.fetch` does, and `IntegrityError` where they have another length."""
     length = 0
     opening = following.opening() if following is not None else ()
-    for data in chunks.fetch(order.run, leases.clear_command(order.marker), *opening):
+    for data in chunks.fetch(order.payload, order.lease, order.chunks, leases.clear_command(order.marker), *opening):
         length += len(data)
         yield data
     if length != order.length:
         raise IntegrityError(f"{length} bytes are buffered, expected {order.length}")
 
 
-def _needed(order: StoreOrder) -> bool:
+def _needed(order: StoreRequest) -> bool:
     """Return whether the run is still to be stored under its lease."""
     current = Transfer.objects.filter(pk=order.transfer, lease=order.lease, state=TransferState.LIVE)
     return current.filter(position__lte=order.offset).exists() and not _covered(order)
 
 
-def _drop_void(order: StoreOrder) -> None:
+def _drop_void(order: StoreRequest) -> None:
     """Remove the chunks of a transfer that has ended, or of an earlier lease: nobody will ask for them again."""
     if not Transfer.objects.filter(pk=order.transfer, lease=order.lease, state=TransferState.LIVE).exists():
         with contextlib.suppress(BufferUnavailable):  # then they expire
-            chunks.drop(order.run)
+            chunks.drop(order.payload, order.lease, order.chunks)
 
 
-def _covered(order: StoreOrder) -> bool:
+def _covered(order: StoreRequest) -> bool:
     """Return whether any segment overlaps the run: another attempt was faster."""
     end = order.offset + order.length
     before = Segment.objects.filter(payload_id=order.payload, offset__lt=end).order_by("-offset")
@@ -168,7 +165,7 @@ class _LimitsMissing(Exception):
     """The row of an upload of unknown size has no limits: a process of an earlier version made it."""
 
 
-def _commit(order: StoreOrder, name: str, worker: str, following: Following | None) -> None:
+def _commit(order: StoreRequest, name: str, worker: str, following: Following | None) -> None:
     """Commit the segment's row under its lease, the payload's completion with it; a loser deletes only its own file."""
     alias, completed, settled, position = conf.current().storage, False, False, 0
     ending_now = _ending(order, alias, name) if order.completes else None
@@ -203,7 +200,7 @@ def _commit(order: StoreOrder, name: str, worker: str, following: Following | No
     _tell_position(order, worker)
 
 
-def _commit_with_limits(order: StoreOrder, name: str, worker: str, following: Following | None) -> None:
+def _commit_with_limits(order: StoreRequest, name: str, worker: str, following: Following | None) -> None:
     """Ask for the limits that an earlier version did not keep, and commit."""
     try:
         admission.keep_limits(order.payload)
@@ -213,7 +210,7 @@ def _commit_with_limits(order: StoreOrder, name: str, worker: str, following: Fo
     _commit(order, name, worker, following)
 
 
-def _ending(order: StoreOrder, alias: str, name: str) -> tuple[str, list[Any]] | None:
+def _ending(order: StoreRequest, alias: str, name: str) -> tuple[str, list[Any]] | None:
     """Return digest and recipients of a payload that this segment completes, None where that is left to sealing."""
     digest = _digest(order, alias, name)
     try:
@@ -222,7 +219,7 @@ def _ending(order: StoreOrder, alias: str, name: str) -> tuple[str, list[Any]] |
         return None
 
 
-def _digest(order: StoreOrder, alias: str, name: str) -> str | None:
+def _digest(order: StoreRequest, alias: str, name: str) -> str | None:
     """Return the SHA-256 of a payload whose last segment has just been written, None where that is left to sealing."""
     if order.offset and not _all_before(order):
         return None
@@ -231,7 +228,7 @@ def _digest(order: StoreOrder, alias: str, name: str) -> str | None:
     )
 
 
-def _all_before(order: StoreOrder) -> bool:
+def _all_before(order: StoreRequest) -> bool:
     """Return whether everything before the last run is stored. The run is often the shortest: wait a moment for others.
 
     They were asked for before it. Should they take longer, nothing is lost: it is they who are waited for then.
@@ -245,7 +242,7 @@ def _all_before(order: StoreOrder) -> bool:
     return False
 
 
-def _settle(order: StoreOrder, position: int, worker: str, following: Following | None, *, completed: bool) -> None:
+def _settle(order: StoreRequest, position: int, worker: str, following: Following | None, *, completed: bool) -> None:
     """Do what comes behind the commit: wake who waits, drop the chunks, hash what is stored.
 
     Told first: an ack waits for it. The row was ours until it was committed, so what it said needs no question.
@@ -255,7 +252,9 @@ def _settle(order: StoreOrder, position: int, worker: str, following: Following 
     ahead = hashing.possible() and not completed
     state = leases.hold_digest_command(order.payload) if ahead else leases.drop_digest_command(order.payload)
     try:
-        *_, record = exchange.run_commands(*opening, told, chunks.drop_command(order.run), state)
+        *_, record = exchange.run_commands(
+            *opening, told, chunks.drop_command(order.payload, order.lease, order.chunks), state
+        )
     except BufferUnavailable as error:  # whoever waits looks for itself, and the chunks expire
         logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
         return
@@ -263,7 +262,7 @@ def _settle(order: StoreOrder, position: int, worker: str, following: Following 
         hashing.follow(order.payload, record)
 
 
-def _room(order: StoreOrder, position: int) -> list[Run]:
+def _room(order: StoreRequest, position: int) -> list[Run]:
     """Return the segments that were stored beyond `position`, in order.
 
     Raises `StaleLease` where the run is stored already, by another attempt that was faster.
@@ -275,7 +274,7 @@ def _room(order: StoreOrder, position: int) -> list[Run]:
     return beyond
 
 
-def _complete(order: StoreOrder, position: int, digest: str, users: list[Any]) -> bool:
+def _complete(order: StoreRequest, position: int, digest: str, users: list[Any]) -> bool:
     """Complete a payload of which this was the last segment to be stored, if its digest is the expected one.
 
     Otherwise it is left to sealing, which looks twice before it fails anything.
@@ -290,7 +289,7 @@ def _complete(order: StoreOrder, position: int, digest: str, users: list[Any]) -
     return True
 
 
-def _payload_of(order: StoreOrder) -> Payload:
+def _payload_of(order: StoreRequest) -> Payload:
     """Return the payload, locked with its transfer, as far as completing needs it; charging has changed it."""
     for owner, state, size, expected, keep, reserved, max_size, max_stored in _PAYLOAD.fetch(order.payload):
         return Payload(
@@ -307,7 +306,7 @@ def _payload_of(order: StoreOrder) -> Payload:
     return Payload.objects.get(pk=order.payload)
 
 
-def _grow(order: StoreOrder, locked: uploads.Locked) -> None:
+def _grow(order: StoreRequest, locked: uploads.Locked) -> None:
     """Charge the quota with a segment of a payload whose size nobody knew at the offer; learn it with its last one.
 
     By the limits in its row: no site code runs here. Raises `Refused`, and `_LimitsMissing`.
@@ -321,7 +320,7 @@ def _grow(order: StoreOrder, locked: uploads.Locked) -> None:
     uploads.learn(payload, order.ends, None)
 
 
-def _advance(order: StoreOrder, position: int, beyond: list[Run], worker: str) -> int:
+def _advance(order: StoreRequest, position: int, beyond: list[Run], worker: str) -> int:
     """Move the position over every segment that joins on; return it."""
     position = _joined(position, sorted([*beyond, (order.offset, order.length)]))
     now, expires = _times()
@@ -351,6 +350,6 @@ def progressed(row: Transfer) -> None:
     row.waiting_for = WaitingFor.NOTHING if row.channel else WaitingFor.CLIENT
 
 
-def _tell_position(order: StoreOrder, worker: str) -> None:
+def _tell_position(order: StoreRequest, worker: str) -> None:
     lease, position, _ = uploads.position(order.transfer)
     notify.wake(order.payload, "stored", lease=lease, position=position, worker=worker)

@@ -21,8 +21,9 @@ from django.utils import timezone
 from delivery import deliver
 from delivery.buffer import keys, pool
 from delivery.models import Direction, Payload, Segment, Transfer
+from delivery.protocol.storing import ChunkRange
 from delivery.transfers import ending, retention, storing
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from tests.commits import lost_at_commit
 
 SIZE = 300_000
@@ -42,7 +43,7 @@ def files_in(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def buffered() -> StoreOrder:
+def buffered() -> StoreRequest:
     """Return the order to store the first of two chunks of an upload, which is in the buffer."""
     owner = User.objects.create(username=f"u{uuid4().hex[:8]}")
     payload = Payload.objects.create(owner=owner, size=2 * SIZE)
@@ -50,7 +51,7 @@ def buffered() -> StoreOrder:
         direction=Direction.UPLOAD, payload=payload, user=owner, key=uuid4(), lease=1, progressed_at=timezone.now()
     )
     pool.client().set(keys.chunk(payload.pk, 1, 0), DATA, ex=60)
-    return StoreOrder(row.pk, payload.pk, lease=1, start=0, end=1, chunk_size=SIZE, offset=0, length=SIZE)
+    return StoreRequest(row.pk, payload.pk, lease=1, chunks=ChunkRange(0, 1), chunk_size=SIZE, offset=0, length=SIZE)
 
 
 def test_a_segment_that_was_committed_after_all_keeps_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

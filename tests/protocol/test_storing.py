@@ -6,7 +6,7 @@ import pytest
 
 from delivery.errors import UsageError
 from delivery.protocol.receiver import Receiver
-from delivery.protocol.storing import REPORT_AFTER_SECONDS, STORE_AFTER_SECONDS, Run, Terms
+from delivery.protocol.storing import REPORT_AFTER_SECONDS, STORE_AFTER_SECONDS, ChunkRange, Terms
 
 from .messages_of import CHUNK, abort, chunk, finish, offer
 
@@ -32,26 +32,26 @@ def test_a_full_segment_is_due():
     take(receiver, 3)
     assert receiver.next_run(0.0) is None
     take(receiver, 1)
-    assert receiver.next_run(0.0) == Run(0, 4)
+    assert receiver.next_run(0.0) == ChunkRange(0, 4)
     assert receiver.next_run(0.0) is None
 
 
 def test_segments_are_handed_out_one_by_one():
     receiver = opened()
     take(receiver, 8)
-    assert [receiver.next_run(0.0) for _ in range(3)] == [Run(0, 4), Run(4, 8), None]
+    assert [receiver.next_run(0.0) for _ in range(3)] == [ChunkRange(0, 4), ChunkRange(4, 8), None]
 
 
 def test_everything_is_due_where_credit_ends():
     receiver = opened(terms=Terms(window=3 * CHUNK, segment_size=8 * CHUNK, max_size=100 * CHUNK))
     take(receiver, 3)
-    assert receiver.next_run(0.0) == Run(0, 3)
+    assert receiver.next_run(0.0) == ChunkRange(0, 3)
 
 
 def test_everything_is_due_once_it_is_complete():
     receiver = opened(size=2 * CHUNK)
     take(receiver, 2)
-    assert receiver.next_run(0.0) == Run(0, 2)
+    assert receiver.next_run(0.0) == ChunkRange(0, 2)
 
 
 def test_everything_is_due_at_finish():
@@ -59,7 +59,7 @@ def test_everything_is_due_at_finish():
     take(receiver, 2)
     assert receiver.next_run(0.0) is None
     receiver.on_finish(finish(2, 2 * CHUNK))
-    assert receiver.next_run(0.0) == Run(0, 2)
+    assert receiver.next_run(0.0) == ChunkRange(0, 2)
 
 
 def test_what_waits_for_two_seconds_is_due():
@@ -67,14 +67,14 @@ def test_what_waits_for_two_seconds_is_due():
     take(receiver, 1, now=10.0)
     take(receiver, 1, now=11.0)
     assert receiver.next_run(10.0 + STORE_AFTER_SECONDS - 0.01) is None
-    assert receiver.next_run(10.0 + STORE_AFTER_SECONDS) == Run(0, 2)
+    assert receiver.next_run(10.0 + STORE_AFTER_SECONDS) == ChunkRange(0, 2)
 
 
 def test_the_clock_runs_from_the_oldest_chunk_that_is_left():
     receiver = opened()
     take(receiver, 5, now=10.0)
     receiver.next_run(11.9)
-    assert receiver.next_run(12.0) == Run(4, 5)
+    assert receiver.next_run(12.0) == ChunkRange(4, 5)
 
 
 def test_nothing_is_due_before_the_accept_nor_after_the_end():
@@ -104,13 +104,13 @@ def test_a_segment_smaller_than_a_chunk_is_one_chunk():
     receiver = opened(terms=Terms(window=1, segment_size=1, max_size=100 * CHUNK))
     assert receiver.limit == 1
     take(receiver, 1)
-    assert receiver.next_run(0.0) == Run(0, 1)
+    assert receiver.next_run(0.0) == ChunkRange(0, 1)
 
 
 def test_before_a_close_the_rest_is_handed_out_due_or_not():
     receiver = opened()
     take(receiver, 6)
-    assert [receiver.rest(0.0) for _ in range(3)] == [Run(0, 4), Run(4, 6), None]
+    assert [receiver.rest(0.0) for _ in range(3)] == [ChunkRange(0, 4), ChunkRange(4, 6), None]
 
 
 def test_what_was_taken_in_before_a_detachment_may_still_be_stored():
@@ -118,7 +118,7 @@ def test_what_was_taken_in_before_a_detachment_may_still_be_stored():
     take(receiver, 2)
     receiver.on_abort(abort(code="paused", final=False))
     assert receiver.next_run(100.0) is None
-    assert [receiver.rest(0.0) for _ in range(2)] == [Run(0, 2), None]
+    assert [receiver.rest(0.0) for _ in range(2)] == [ChunkRange(0, 2), None]
 
 
 # -- acks and credit
@@ -171,7 +171,7 @@ def test_storing_ahead_of_a_run_that_was_not_handed_out_skips_it():
     receiver = opened()
     take(receiver, 3)
     receiver.on_stored(2)
-    assert receiver.rest(0.0) == Run(2, 3)
+    assert receiver.rest(0.0) == ChunkRange(2, 3)
 
 
 def test_a_hold_gives_no_credit_until_it_is_released():

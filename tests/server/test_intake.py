@@ -19,7 +19,7 @@ from delivery.protocol.receiver import Receiver, Terms
 from delivery.server import upload as module
 from delivery.server.store_requests import StoreTasks
 from delivery.server.upload import Intake, Reports
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 CHUNK = 4096
 CHUNKS = 3
@@ -54,7 +54,7 @@ class Site:
         self.asked.append(arguments)
         return True
 
-    async def _publish_stores(self, orders: Sequence[StoreOrder]) -> None:
+    async def _publish_stores(self, orders: Sequence[StoreRequest]) -> None:
         self.asked += [order.arguments() for order in orders]
 
     async def _confirm(self) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from delivery.buffer import leases
 from delivery.errors import BufferUnavailable
+from delivery.protocol.storing import ChunkRange
 from delivery.server import store_requests
 from delivery.server.store_requests import MOST_RUNS, StoreTasks
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 MIB = 1024 * 1024
 SEGMENT = 16 * MIB
@@ -27,13 +28,16 @@ class Tasks:
         self.broken = False
         self.store_tasks = StoreTasks(self._publish, lambda: 1, segment=SEGMENT)
 
-    async def _publish(self, orders: Sequence[StoreOrder]) -> None:
+    async def _publish(self, orders: Sequence[StoreRequest]) -> None:
         if self.broken:
             raise BufferUnavailable("the broker does not take tasks")
-        self.published.append([order.start for order in orders])
+        self.published.append([order.chunks.start for order in orders])
 
     async def ask(self, *starts: int, length: int = MIB) -> list[BaseException | None]:
-        orders = (StoreOrder(uuid4(), uuid4(), 1, start, start + 1, length, start * length, length) for start in starts)
+        orders = (
+            StoreRequest(uuid4(), uuid4(), 1, ChunkRange(start, start + 1), length, start * length, length)
+            for start in starts
+        )
         asking = (self.store_tasks.ask(order, follows=False) for order in orders)
         return await asyncio.gather(*asking, return_exceptions=True)
 
@@ -86,7 +90,7 @@ async def test_who_asks_hears_that_the_broker_is_gone(busy: Tasks) -> None:
 
 
 async def test_one_that_gave_up_waiting_keeps_nobody_else_from_it(busy: Tasks) -> None:
-    order = StoreOrder(uuid4(), uuid4(), 1, 0, 1, MIB, 0, MIB)
+    order = StoreRequest(uuid4(), uuid4(), 1, ChunkRange(0, 1), MIB, 0, MIB)
     gone = asyncio.ensure_future(busy.store_tasks.ask(order, follows=False))
     await asyncio.sleep(0)
     gone.cancel()
@@ -102,5 +106,5 @@ async def test_a_run_that_follows_another_goes_to_its_task(
         return takes
 
     monkeypatch.setattr(leases, "ahand_over", agive)
-    await tasks.store_tasks.ask(StoreOrder(uuid4(), uuid4(), 1, 7, 8, MIB, 0, MIB), follows=True)
+    await tasks.store_tasks.ask(StoreRequest(uuid4(), uuid4(), 1, ChunkRange(7, 8), MIB, 0, MIB), follows=True)
     assert tasks.published == ([] if takes else [[7]])

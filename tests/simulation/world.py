@@ -30,7 +30,7 @@ from delivery.server.consumer import DeliveryConsumer
 from delivery.server.writer import ConnectionClosed
 from delivery.transfers import retention, sealing, staging, storing
 from delivery.transfers.following import Following
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from tests.simulation import wire
 from tests.simulation.fake_redis import AsyncClient, Store
 from tests.simulation.fake_redis import Client as RedisClient
@@ -169,13 +169,13 @@ class World:
         self.log(f"{name} runs {task.rpartition('.')[2]} {arguments.get('start', '')}")
         if task == dispatch.STORE:
             for one in (arguments, *arguments.get("more", ())):
-                self._store(StoreOrder.of(one), name)
+                self._store(StoreRequest.of(one), name)
         elif task == dispatch.STAGE:
             staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=arguments["count"])
         elif task == dispatch.SEAL:
             sealing.seal(UUID(arguments["payload"]), worker=name)
 
-    def _store(self, order: StoreOrder, name: str) -> None:
+    def _store(self, order: StoreRequest, name: str) -> None:
         """Store a run, and later those that were handed over meanwhile, as one task does."""
         following = Following(order, quick=self.chance.random() < 0.5)
         self._written = False

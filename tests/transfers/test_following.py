@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 from delivery.buffer import chunks, leases, pool
 from delivery.models import Segment, Transfer
 from delivery.transfers import following, storing
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 from tests.transfers.test_storing import DATA, RUN, buffered, stored, upload
 
 __all__ = ["upload"]
@@ -19,25 +19,25 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @async_to_sync
-async def give(order: StoreOrder) -> bool:
+async def give(order: StoreRequest) -> bool:
     try:
         return await leases.ahand_over(order.payload, order.lease, following.packed(order))
     finally:
         await pool.aclose()
 
 
-def at_settling(monkeypatch: pytest.MonkeyPatch, act: Callable[[StoreOrder], None]) -> None:
+def at_settling(monkeypatch: pytest.MonkeyPatch, act: Callable[[StoreRequest], None]) -> None:
     """Have `act` called with each order once it is stored, and before its task looks for more."""
     settle = storing._settle
 
-    def settling(order: StoreOrder, *args: Any, **kwargs: Any) -> None:
+    def settling(order: StoreRequest, *args: Any, **kwargs: Any) -> None:
         settle(order, *args, **kwargs)
         act(order)
 
     monkeypatch.setattr(storing, "_settle", settling)
 
 
-def run(*orders: StoreOrder, draining: bool = False) -> None:
+def run(*orders: StoreRequest, draining: bool = False) -> None:
     following.store_all(orders, worker="bee", draining=lambda: draining)
 
 
@@ -46,7 +46,8 @@ def test_runs_that_come_while_one_is_hashed_are_stored_by_the_same_task(
 ) -> None:
     taken: list[bool] = []
     at_settling(
-        monkeypatch, lambda order: taken.append(order.start < 6 and give(buffered(upload, order.start // 3 + 1)))
+        monkeypatch,
+        lambda order: taken.append(order.chunks.start < 6 and give(buffered(upload, order.chunks.start // 3 + 1))),
     )
     run(buffered(upload, 0))
     assert taken == [True, True, False]
@@ -60,9 +61,9 @@ def test_a_run_that_comes_while_one_is_being_stored_waits_for_a_quick_task(
     taken: list[bool] = []
     commit = storing._commit
 
-    def committing(order: StoreOrder, *args: Any) -> None:
-        if order.start < 6:
-            taken.append(give(buffered(upload, order.start // 3 + 1)))
+    def committing(order: StoreRequest, *args: Any) -> None:
+        if order.chunks.start < 6:
+            taken.append(give(buffered(upload, order.chunks.start // 3 + 1)))
         commit(order, *args)
 
     monkeypatch.setattr(storing, "_commit", committing)
@@ -81,7 +82,7 @@ def test_a_slow_storage_keeps_each_run_a_task_of_its_own(upload: Transfer, monke
 
 def test_a_worker_that_drains_takes_no_more(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
-    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.start // 3 + 1))))
+    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.chunks.start // 3 + 1))))
     run(buffered(upload, 0), draining=True)
     assert taken == [True, False]  # what it said it took is stored
     assert Segment.objects.count() == 2
@@ -92,7 +93,7 @@ def test_a_task_ends_after_a_number_of_runs_and_leaves_none_of_them(
 ) -> None:
     taken: list[bool] = []
     monkeypatch.setattr(following, "MOST_RUNS", 2)
-    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.start // 3 + 1))))
+    at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.chunks.start // 3 + 1))))
     run(buffered(upload, 0))
     assert taken == [True, False]
     assert Segment.objects.count() == 2
@@ -103,8 +104,8 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_stored(
 ) -> None:
     commit = storing._commit
 
-    def failing(order: StoreOrder, *args: Any) -> None:
-        if order.start == 0:
+    def failing(order: StoreRequest, *args: Any) -> None:
+        if order.chunks.start == 0:
             raise OSError("the database is gone")
         commit(order, *args)
 
@@ -120,4 +121,4 @@ def test_a_redis_that_is_full_is_emptied_all_the_same(upload: Transfer) -> None:
     server.config_set("maxmemory-policy", "noeviction")
     server.config_set("maxmemory", 1)
     refused = ("RPUSH", "full", b"")
-    assert b"".join(chunks.fetch(order.run, refused)) == DATA[:RUN]
+    assert b"".join(chunks.fetch(order.payload, order.lease, order.chunks, refused)) == DATA[:RUN]

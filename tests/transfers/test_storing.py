@@ -33,9 +33,10 @@ from delivery.models import (
 )
 from delivery.policy import DefaultPolicy
 from delivery.protocol.frames import checksum
+from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
 from delivery.transfers import deliveries, hashing, inline, storing, uploads
-from delivery.transfers.storing import StoreOrder
+from delivery.transfers.storing import StoreRequest
 
 CHUNK = 4096
 RUN = 3 * CHUNK
@@ -65,7 +66,7 @@ def upload(valkey: None, tmp_path: Path) -> Iterator[Transfer]:
         )
 
 
-def buffered(upload: Transfer, number: int, **changes: Any) -> StoreOrder:
+def buffered(upload: Transfer, number: int, **changes: Any) -> StoreRequest:
     """Buffer the `number`-th run of an upload; return the order to store it."""
     start, data = 3 * number, DATA[number * RUN : (number + 1) * RUN]
     chunks = [data[at : at + CHUNK] for at in range(0, RUN, CHUNK)]
@@ -77,12 +78,11 @@ def buffered(upload: Transfer, number: int, **changes: Any) -> StoreOrder:
             *(struct.pack(">3I", *map(checksum, chunks)), "EX", 60),
         ),
     )
-    order = StoreOrder(
+    order = StoreRequest(
         transfer=upload.pk,
         payload=upload.payload_id,
         lease=upload.lease,
-        start=start,
-        end=start + 3,
+        chunks=ChunkRange(start, start + 3),
         chunk_size=CHUNK,
         offset=number * RUN,
         length=RUN,
@@ -196,7 +196,7 @@ def test_a_payload_of_unknown_size_is_charged_with_each_segment_and_learns_its_s
     assert (payload.size, payload.reserved, Usage.objects.get().stored) == (2 * RUN, 2 * RUN, 2 * RUN)
 
 
-def last(upload: Transfer, **changes: Any) -> StoreOrder:
+def last(upload: Transfer, **changes: Any) -> StoreRequest:
     return buffered(upload, 2, ends=len(DATA), completes=True, **changes)
 
 
@@ -334,3 +334,23 @@ def test_a_payload_of_one_segment_is_completed_with_it(upload: Transfer) -> None
     payload = Payload.objects.get()
     assert payload.state == PayloadState.COMPLETE
     assert leases.hold_digest(payload.pk) is None
+
+
+def test_a_request_is_flat_in_its_tasks_arguments_as_every_version_reads_them(upload: Transfer) -> None:
+    request = last(upload, sha256="ab")
+    arguments = request.arguments()
+    assert arguments == {
+        "transfer": upload.pk.hex,
+        "payload": upload.payload_id.hex,
+        "lease": 2,
+        "start": 6,
+        "end": 9,
+        "chunk_size": CHUNK,
+        "offset": 2 * RUN,
+        "length": RUN,
+        "ends": len(DATA),
+        "again": False,
+        "completes": True,
+        "sha256": "ab",
+    }
+    assert StoreRequest.of(arguments | {"of a later version": 1}) == request
