@@ -8,15 +8,15 @@ async with delivery.client.connect(url, token=..., receive=True) as client:
 client       what a program holds: `connect`, `Client`
 link         one WebSocket connection that drives the protocol core
 uploads      one outgoing payload, across connections; `sources`: where its bytes come from; `feed`: reading ahead
-deliveries   one incoming payload, across connections; `sinks`, `store`: where its bytes go; `intake`: writing
-large        messages of a site's own socket that are too large for it
+deliveries   one incoming payload, across connections; `sinks`, `file_sink`: where its bytes go; `intake`: writing
+large_messages   messages of a site's own socket that are too large for it
 ceiling      the largest chunk that a URL took, remembered for a day
 """
 
 try:
     from delivery.client.client import Client, connect
     from delivery.client.deliveries import Incoming
-    from delivery.client.large import LargeMessages
+    from delivery.client.large_messages import LargeMessages
     from delivery.client.statistics import Statistics
     from delivery.client.uploads import Progress, Receipt, Upload
 except ModuleNotFoundError as missing:

@@ -12,8 +12,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delivery.client.file_sink import FileSink
 from delivery.client.sinks import MemorySink, Saved, Sink, StreamSink
-from delivery.client.store import FileSink
 from delivery.client.uploads import Progress
 from delivery.errors import DeliveryError, TransferAborted, UsageError
 from delivery.protocol.messages import DeliveryOffer

@@ -1,88 +1,39 @@
-"""File names and small files: cleaning a name that a stranger chose, writing atomically, the user's directories."""
+"""Files that several processes share: locked, written atomically; and the user's directories for what is kept.
+
+A process that is killed loses its locks.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER = ".delivery"  # in a directory that is received into: what is ours
-MAX_NAME_BYTES = 240  # most file systems take 255
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one directory are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+HELD_ELSEWHERE = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # NFS without its daemon, FUSE
 NEW = ".new"  # ends the name of a file that is being written
-NUMBER_BYTES = 15  # " (12345)" must fit too
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
-_RESERVED_CHARACTERS = frozenset('<>:"|?*')
-_RESERVED_NAMES = frozenset(
-    {
-        "con",
-        "prn",
-        "aux",
-        "nul",
-        "conin$",
-        "conout$",
-        *(f"{port}{n}" for port in ("com", "lpt") for n in "123456789¹²³"),
-    }
-)
 
 
-def clean_name(name: str, most: int = MAX_NAME_BYTES) -> str:
-    """Return a file name that is safe in any directory and shows what it is; "payload" where nothing is left.
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; return False where another process, or another opening, holds it.
 
-    Path parts, control characters and those that turn text around are removed, hidden names made visible, what
-    Windows reserves or this system's encoding lacks replaced, and the stem shortened so that the extension stays.
-    `most`: bytes of the whole name in UTF-8, at least 64.
+    Where the platform or the file system has no locks, True. Raises `OSError` for any other failure. Does not block.
     """
-    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
-    kept = "".join(character if _storable(character) else "_" for character in last if _visible(character))
-    cleaned = kept.strip(" .\u3000")
-    if not cleaned:
-        return "payload"
-    stem, extension = os.path.splitext(cleaned)
-    if stem.split(".")[0].strip().lower() in _RESERVED_NAMES:
-        stem = f"_{stem}"
-    if len(extension.encode()) > 32:
-        stem, extension = stem + extension, ""
-    return _shortened(stem, most - len(extension.encode())) + extension
-
-
-def _visible(character: str) -> bool:
-    if character in _BIDI or character in _INVISIBLE:
-        return False
-    return unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"}
-
-
-def _storable(character: str) -> bool:
+    if fcntl is None:
+        return True
     try:
-        os.fsencode(character)
-    except UnicodeEncodeError:
-        return False
-    return character not in _RESERVED_CHARACTERS
-
-
-def longest_name(directory: Path) -> int:
-    """Return how many bytes a name in `directory` may have, a number behind it included."""
-    try:
-        longest = os.pathconf(directory, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # not on Windows
-        return MAX_NAME_BYTES
-    return max(64, min(MAX_NAME_BYTES, longest - NUMBER_BYTES))
-
-
-def _shortened(text: str, most: int) -> str:
-    """Return `text` cut to `most` bytes of UTF-8, never inside a character."""
-    return text.encode(errors="replace")[:most].decode(errors="ignore").rstrip(" .")
-
-
-def candidates(name: str) -> Iterator[str]:
-    """Yield `name`, then "name (1).ext", "name (2).ext" and so on."""
-    yield name
-    stem, extension = os.path.splitext(name)
-    number = 1
-    while True:
-        yield f"{stem} ({number}){extension}"
-        number += 1
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD_ELSEWHERE:
+            return False
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:

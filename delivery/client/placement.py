@@ -1,6 +1,6 @@
-"""Giving a finished part its name in the directory, without ever replacing a file and without leaving half a step.
+"""Giving a finished part its name in the directory: one that is safe, without replacing a file or leaving half a step.
 
-It knows file systems, and nothing of deliveries. All of it blocks, and raises `OSError`.
+It knows file systems, and nothing of deliveries. What touches files blocks, and raises `OSError`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
+MAX_NAME_BYTES = 240  # most file systems take 255
+NUMBER_BYTES = 15  # " (12345)" must fit too
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
+_RESERVED_CHARACTERS = frozenset('<>:"|?*')
+_RESERVED_NAMES = frozenset(
+    {
+        "con",
+        "prn",
+        "aux",
+        "nul",
+        "conin$",
+        "conout$",
+        *(f"{port}{n}" for port in ("com", "lpt") for n in "123456789¹²³"),
+    }
+)
 #: How a file system says that it has no hard links, or none here. Everything else is a failure.
 NO_HARD_LINKS = frozenset(
     {
@@ -23,6 +41,64 @@ NO_HARD_LINKS = frozenset(
         *({errno.EINVAL} if os.name == "nt" else ()),  # FAT under Windows
     }
 )
+
+
+def clean_name(name: str, most: int = MAX_NAME_BYTES) -> str:
+    """Return a file name that is safe in any directory and shows what it is; "payload" where nothing is left.
+
+    Path parts, control characters and those that turn text around are removed, hidden names made visible, what
+    Windows reserves or this system's encoding lacks replaced, and the stem shortened so that the extension stays.
+    `most`: bytes of the whole name in UTF-8, at least 64.
+    """
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
+    kept = "".join(character if _storable(character) else "_" for character in last if _visible(character))
+    cleaned = kept.strip(" .\u3000")
+    if not cleaned:
+        return "payload"
+    stem, extension = os.path.splitext(cleaned)
+    if stem.split(".")[0].strip().lower() in _RESERVED_NAMES:
+        stem = f"_{stem}"
+    if len(extension.encode()) > 32:
+        stem, extension = stem + extension, ""
+    return _shortened(stem, most - len(extension.encode())) + extension
+
+
+def _visible(character: str) -> bool:
+    if character in _BIDI or character in _INVISIBLE:
+        return False
+    return unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _storable(character: str) -> bool:
+    try:
+        os.fsencode(character)
+    except UnicodeEncodeError:
+        return False
+    return character not in _RESERVED_CHARACTERS
+
+
+def longest_name(directory: Path) -> int:
+    """Return how many bytes a name in `directory` may have, a number behind it included."""
+    try:
+        longest = os.pathconf(directory, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return MAX_NAME_BYTES
+    return max(64, min(MAX_NAME_BYTES, longest - NUMBER_BYTES))
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return `text` cut to `most` bytes of UTF-8, never inside a character."""
+    return text.encode(errors="replace")[:most].decode(errors="ignore").rstrip(" .")
+
+
+def candidates(name: str) -> Iterator[str]:
+    """Yield `name`, then "name (1).ext", "name (2).ext" and so on."""
+    yield name
+    stem, extension = os.path.splitext(name)
+    number = 1
+    while True:
+        yield f"{stem} ({number}){extension}"
+        number += 1
 
 
 def link(part: Path, target: Path) -> bool:

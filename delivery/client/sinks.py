@@ -1,4 +1,4 @@
-"""Where the bytes of a delivery go in a program: block by block to who iterates. `store` has the one that saves files.
+"""Where the bytes of a delivery go in a program: block by block to who iterates. `file_sink` has the one that saves files.
 
 A sink says from which byte it wants to go on, takes blocks in order, each once, and at the end checks the digest.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from delivery.client import Client, Incoming, connect
-from delivery.client.files import FOLDER
+from delivery.client.receiving_directory import FOLDER
 from delivery.errors import ConnectionStopped, IntegrityError, StorageUnavailable, TransferAborted, UsageError
 from delivery.protocol import frames
 from tests.client.conftest import eventually

@@ -21,12 +21,10 @@ from typing import Any
 
 import pytest
 
-from delivery.client import file_lock, placement, store
-from delivery.client.directories import ReceivingDirectory
-from delivery.client.files import FOLDER
-from delivery.client.notes import prune
+from delivery.client import file_sink, files, placement
+from delivery.client.file_sink import FileSink
+from delivery.client.receiving_directory import FOLDER, ReceivingDirectory, prune
 from delivery.client.sinks import Saved
-from delivery.client.store import FileSink
 from delivery.errors import StorageUnavailable, UsageError
 
 DATA = os.urandom(300_000)
@@ -342,7 +340,7 @@ async def test_a_process_that_is_killed_at_a_step_of_the_move_neither_loses_nor_
         from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
         from delivery.client import placement
-        from delivery.client.store import FileSink
+        from delivery.client.file_sink import FileSink
 
         step, directory, transfer, data = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.stdin.buffer.read()
         die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -517,21 +515,21 @@ async def test_a_part_that_is_removed_while_its_lock_is_waited_for_is_not_writte
         if not removed:
             place.part.unlink()
             removed.append(place.part)
-        return file_lock.try_lock(descriptor)
+        return files.try_lock(descriptor)
 
-    monkeypatch.setattr(store, "try_lock", lock)
+    monkeypatch.setattr(file_sink, "try_lock", lock)
     await place.receive()
     assert place.visible() == {"scan.tif": DATA}
 
 
-@pytest.mark.parametrize("number", sorted(file_lock.NO_LOCKS))
+@pytest.mark.parametrize("number", sorted(files.NO_LOCKS))
 async def test_where_there_are_no_locks_it_is_saved_without(
     place: Place, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     await place.receive()
     assert place.visible() == {"scan.tif": DATA}
 
@@ -567,7 +565,7 @@ async def test_a_flush_that_failed_once_is_not_believed_later(place: Place, monk
     sink = place.sink()
     await sink.open()
     await sink.write([memoryview(DATA)[:65_536]])
-    monkeypatch.setattr(store, "_flush", fail)
+    monkeypatch.setattr(file_sink, "_flush", fail)
     with pytest.raises(StorageUnavailable):
         await sink.detach()
     await sink.close()
@@ -578,7 +576,7 @@ async def test_a_flush_that_failed_once_is_not_believed_later(place: Place, monk
 
 async def test_a_name_is_as_long_as_the_file_system_takes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encrypted folders take 143 bytes."""
-    monkeypatch.setattr("delivery.client.files.os.pathconf", lambda path, name: 143)
+    monkeypatch.setattr("delivery.client.placement.os.pathconf", lambda path, name: 143)
     sink = FileSink(place.directory, place.transfer, f"{'x' * 250}.tif", len(DATA), pool=place.pool)
     saved = await place.receive(sink)
     assert len(saved.path.name) == 128

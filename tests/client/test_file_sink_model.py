@@ -26,9 +26,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from delivery.client.files import FOLDER
+from delivery.client.file_sink import FileSink
+from delivery.client.receiving_directory import FOLDER
 from delivery.client.sinks import Saved
-from delivery.client.store import FileSink
 from delivery.errors import IntegrityError, StorageUnavailable
 
 TRANSFER = "0d8e2d8e-6d6c-4c7e-9f0e-5b9f5f3b2a10"

@@ -7,8 +7,9 @@ import pytest
 
 from delivery.client.ceiling import REMEMBERED_SECONDS, Ceilings
 from delivery.client.cli.resumption import Resumption
-from delivery.client.directories import ReceivingDirectory
-from delivery.client.files import FOLDER, candidates, clean_name, write_atomically
+from delivery.client.files import write_atomically
+from delivery.client.placement import candidates, clean_name
+from delivery.client.receiving_directory import FOLDER, ReceivingDirectory
 from delivery.errors import DeliveryError
 
 
@@ -72,7 +73,7 @@ def test_a_broken_ceiling_file_is_no_ceiling(tmp_path: Path, content: str) -> No
 
 
 def test_what_the_systems_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("delivery.client.files.os.fsencode", lambda text: text.encode("latin-1"))
+    monkeypatch.setattr("delivery.client.placement.os.fsencode", lambda text: text.encode("latin-1"))
     assert clean_name("é報.txt") == "é_.txt"
 
 

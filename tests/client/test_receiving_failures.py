@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from delivery.client import Client, Incoming, LargeMessages, Progress, connect
-from delivery.client.files import FOLDER
+from delivery.client.receiving_directory import FOLDER
 from delivery.client.sinks import MemorySink
 from delivery.errors import ConnectionStopped, IntegrityError, TransferAborted, UsageError
 from tests.client.conftest import eventually

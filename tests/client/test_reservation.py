@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from delivery.client import store
-from delivery.client.store import FileSink
+from delivery.client import file_sink
+from delivery.client.file_sink import FileSink
 from tests.reservations import note_reservations
 
 MIB = 1_048_576
@@ -25,13 +25,13 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The reservations that a sink asks for, as offset and length."""
-    return note_reservations(monkeypatch, store)
+    return note_reservations(monkeypatch, file_sink)
 
 
 async def test_a_sink_reserves_as_it_goes_and_never_beyond_the_end(
     tmp_path: Path, pool: ThreadPoolExecutor, reserved: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RESERVE_BYTES", 2 * MIB)
+    monkeypatch.setattr(file_sink, "RESERVE_BYTES", 2 * MIB)
     data = os.urandom(5 * MIB + 12_345)
     sink = FileSink(tmp_path, "one", "scan.tif", len(data), pool=pool)
     await sink.open()
@@ -72,7 +72,7 @@ async def test_a_sink_goes_on_where_nothing_can_be_reserved(
     tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(store, "reserve", lambda descriptor, offset, length: bool(asked.append(offset)))
+    monkeypatch.setattr(file_sink, "reserve", lambda descriptor, offset, length: bool(asked.append(offset)))
     sink = FileSink(tmp_path, "one", "scan.tif", 40 * MIB, pool=pool)
     await sink.open()
     for _ in range(40):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from delivery.client import Client, Incoming, Progress, connect
 from delivery.client.ceiling import Ceilings
-from delivery.client.files import FOLDER
+from delivery.client.receiving_directory import FOLDER
 from delivery.errors import ConnectionStopped, DeliveryError, IntegrityError, StorageUnavailable
 from tests.client.server import CoreServer
 

@@ -16,7 +16,7 @@ from delivery.client.cli.activity import Activity, NoProgress
 from delivery.client.cli.resumption import Resumption
 from delivery.client.client import Client, connect
 from delivery.client.deliveries import Incoming
-from delivery.client.directories import ReceivingDirectory
+from delivery.client.receiving_directory import ReceivingDirectory
 from delivery.client.uploads import Receipt, Upload
 from delivery.errors import DeliveryError, IntegrityError, Refused, StorageUnavailable, TransferAborted
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from delivery.client import placement
-from delivery.client.file_lock import try_lock
-from delivery.client.files import FOLDER, candidates, clean_name, longest_name, sync_directory
-from delivery.client.notes import Note, Sidecar, prune
+from delivery.client.files import sync_directory, try_lock
+from delivery.client.placement import candidates, clean_name, longest_name
+from delivery.client.receiving_directory import FOLDER, Note, Sidecar, prune
 from delivery.client.sinks import Saved
 from delivery.errors import IntegrityError, StorageUnavailable, UsageError
 from delivery.protocol.frames import CHUNK_SIZE_MIN
