@@ -10,18 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from delivery.api import adeliver as adeliver
+    from delivery.api import deliver as deliver
     from delivery.auth import make_token as make_token
     from delivery.policy import DefaultPolicy as DefaultPolicy
     from delivery.policy import group as group
     from delivery.server.large_messages import LargeMessageMixin as LargeMessageMixin
-    from delivery.site import adeliver as adeliver
-    from delivery.site import deliver as deliver
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "deliver": "delivery.site",
-    "adeliver": "delivery.site",
+    "deliver": "delivery.api",
+    "adeliver": "delivery.api",
     "group": "delivery.policy",
     "DefaultPolicy": "delivery.policy",
     "LargeMessageMixin": "delivery.server.large_messages",

@@ -12,10 +12,10 @@ class DeliveryConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from delivery import checks, drain, escaping
+        from delivery import checks, escaping, worker
         from delivery.transfers import deletion
 
         escaping.guard_loggers(self.name)
         checks.register_all()
-        drain.connect()
+        worker.connect()
         deletion.connect()

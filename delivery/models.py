@@ -16,8 +16,6 @@ from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from delivery.errors import UsageError
-
 
 def new_id() -> uuid.UUID:
     """Return a new id that is greater than those made earlier (UUID version 7, RFC 9562 section 5.7).
@@ -122,11 +120,9 @@ class Payload(models.Model):
         Raises `UsageError` before it is complete and after it has ended; reading raises `StorageUnavailable`, and
         `IntegrityError` where stored bytes are missing.
         """
-        from delivery.storage.payloads import PayloadFile  # the one import upwards, so that a row can be opened
+        from delivery import api  # the one import upwards: the verbs of a payload
 
-        if self.state != PayloadState.COMPLETE:
-            raise UsageError(f"payload {self.pk} is {self.state}, expected complete")
-        return io.BufferedReader(PayloadFile(self), buffer_size=256 * 1024)
+        return api.open_payload(self)
 
     def attach(self, instance: models.Model, field: str) -> None:
         """Make this complete payload the file of `instance.field`, in that field's own storage.
@@ -136,18 +132,18 @@ class Payload(models.Model):
         the file is the site's from then on, and never swept. Raises `UsageError` for a payload that is not complete
         or a field that is no `FileField`.
         """
-        from delivery.transfers import attaching  # upwards, as in `open`
+        from delivery import api  # upwards, as in `open`
 
-        attaching.attach(self, instance, field)
+        api.attach(self, instance, field)
 
     def discard(self) -> None:
         """Let go of this payload: its transfers end as cancelled, its files are deleted once that has committed.
 
         A file that is the site's own, delivered in place or attached, stays.
         """
-        from delivery.transfers import ending  # upwards, as in `open`
+        from delivery import api  # upwards, as in `open`
 
-        ending.cancel_payload(self.pk, by="")
+        api.discard(self)
 
     def url(self, *, expires: datetime.timedelta = datetime.timedelta(hours=1)) -> str:
         """Return a path under which anyone who has it can download this complete payload over HTTP.
@@ -155,9 +151,9 @@ class Payload(models.Model):
         `expires`: counted from now; the link ends with the payload at the latest. Raises `UsageError` before it is
         complete, and where the site's URLs do not include `delivery.urls`.
         """
-        from delivery import links  # upwards, as in `open`
+        from delivery import api  # upwards, as in `open`
 
-        return links.url_of(self, expires)
+        return api.url_of(self, expires)
 
 
 class Address(models.Model):

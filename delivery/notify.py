@@ -24,6 +24,8 @@ from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
 
+WORKERS = "workers"  # the address of the control group that every connection joins: which workers drain
+
 DEADLINE_SECONDS = 5.0
 TARGET = "target"  # of a control event: the group, or the name of the consumer, that it is for
 _NUMBER = "~"  # allowed in no name of a channel layer's

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from celery import Task, shared_task
 
-from delivery import dispatch, drain
+from delivery import dispatch
 from delivery.transfers import attaching, events, following, notices, retention, sealing, staging
 from delivery.transfers.storing import StoreRequest
+from delivery.worker import draining
 
 _SHORT: dict[str, Any] = {
     "bind": True,
@@ -33,7 +34,7 @@ def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
     """Store one run of an upload, `more` that waited with it, and those that are handed over meanwhile."""
     worker = _worker(self)
     orders = map(StoreRequest.of, [arguments, *arguments.get("more", ())])
-    following.store_all(orders, worker=worker, draining=lambda: drain.draining(worker))
+    following.store_all(orders, worker=worker, draining=lambda: draining(worker))
     events.write()
 
 
@@ -49,7 +50,7 @@ def stage_range(self: Task[Any, Any], payload: str, range: int, count: int = 1, 
 def seal_payload(self: Task[Any, Any], /, payload: str, **_ignored: Any) -> None:
     """Compute the digest of a payload, and complete it."""
     worker = _worker(self)
-    sealing.seal(UUID(payload), worker=worker, draining=lambda: drain.draining(worker))
+    sealing.seal(UUID(payload), worker=worker, draining=lambda: draining(worker))
     events.write()
 
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_safe
 
-from delivery import links
+from delivery import api
 from delivery.errors import IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.transfers import missing_files
@@ -61,7 +61,7 @@ def _body(request: HttpRequest, found: Payload, start: int, end: int) -> HttpRes
 
 
 def _find(link: str) -> Payload:
-    key = links.payload_of(link)
+    key = api.payload_of(link)
     lasting = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
     found = None if key is None else Payload.objects.filter(lasting, pk=key, state=PayloadState.COMPLETE).first()
     if found is None:

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "delivery"
 # Who may import whom. `errors` lies under everything and is left out.
 ARROWS: dict[str, str] = {
     # the public surface, lazy
-    "__init__": "site policy auth server",
+    "__init__": "api policy auth server",
     # what clients need too: no Django
     "errors": "",
     "escaping": "",
@@ -35,7 +35,6 @@ ARROWS: dict[str, str] = {
     "deployment": "conf dispatch",
     "signals": "",
     "models": "protocol conf",
-    "links": "models conf",
     "policy": "models conf",
     "storage": "models conf reservation",
     "buffer": "conf protocol",  # the checksum of frames
@@ -43,38 +42,34 @@ ARROWS: dict[str, str] = {
     "dispatch": "conf buffer",
     # what happens
     "transfers": "models storage buffer notify dispatch signals policy protocol conf",
-    "site": "transfers models storage dispatch policy protocol conf notify",  # deliver(), adeliver()
-    "tasks": "transfers dispatch drain conf",
-    "drain": "conf notify buffer dispatch",
+    "api": "transfers models storage dispatch policy protocol conf notify",  # deliver(), adeliver()
+    "tasks": "transfers dispatch worker conf",
+    "worker": "conf notify buffer dispatch",
     # who speaks on a socket
     "auth": "escaping protocol conf policy",
-    "server": "auth escaping websocket protocol transfers site drain notify conf buffer dispatch models policy handshakes",
+    "server": "auth escaping websocket protocol transfers api notify conf buffer dispatch models policy handshakes",
     "routing": "server handshakes",
     "handshakes": "",
     # what people see
     "urls": "views",
-    "views": "links transfers models policy conf",
-    "admin": "transfers models policy signals protocol conf links",
+    "views": "api transfers models policy conf",
+    "admin": "transfers models policy signals protocol conf",
     "forms": "transfers models policy conf",
     "templatetags": "conf models",
     "migrations": "models protocol",
     # processes
     "launch": "conf escaping handshakes",
-    "management": "launch websocket buffer server transfers drain dispatch models storage policy auth conf __init__",
-    "apps": "checks drain signals conf models policy transfers escaping",
+    "management": "launch websocket buffer server transfers worker dispatch models storage policy auth conf __init__",
+    "apps": "checks worker signals conf models policy transfers escaping",
 }
 
 # Imports against the arrows that are meant, all of them inside a function.
-UPWARDS = {
-    ("models", "storage"): "payload.open()",
-    ("models", "transfers"): "payload.attach()",
-    ("models", "links"): "payload.url()",
-}
+UPWARDS = {("models", "api"): "payload.open(), attach(), discard(), url()"}
 
 # The only units that may import these packages from outside.
 OUTSIDE = {
     "redis": {"buffer"},
-    "celery": {"dispatch", "tasks", "drain", "launch", "apps"},
+    "celery": {"dispatch", "tasks", "worker", "launch", "apps"},
     "channels": {"notify", "routing", "server", "launch", "management"},
     "uvicorn": {"websocket"},
     "websockets": {"client", "websocket"},

@@ -12,7 +12,7 @@ from uuid import UUID
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import auth, conf, drain, handshakes, notify
+from delivery import auth, conf, handshakes, notify
 from delivery.auth import Login, Refusal, Request
 from delivery.server import message_limits, plain, presence, web_process
 from delivery.server.connection import Session
@@ -135,7 +135,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.session.start()
         if self._gives_straight:
             await self._send({"type": STRAIGHT, "take": self.session.take, "take_text": self.session.take_text})
-        await self.join(notify.group_of(drain.WORKERS))
+        await self.join(notify.group_of(notify.WORKERS))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         data = message.get("bytes")

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import conf, site
+from delivery import api, conf
 from delivery.auth import Login
 from delivery.errors import UsageError
 from delivery.models import Payload, PayloadState
@@ -94,7 +94,7 @@ class LargeMessageMixin:
         user = self._large_user()
         if user is None:
             raise UsageError("a large message needs a logged-in user in scope['user'] to be addressed to")
-        payload = await site.adeliver(data, to=user, name="", content_type=content_type, expires=self.large_expires)
+        payload = await api.adeliver(data, to=user, name="", content_type=content_type, expires=self.large_expires)
         await self.send_pointer(payload)
 
     async def send_pointer(self, payload: Payload) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from celery import current_app
 
-from delivery import dispatch, drain, notify
+from delivery import dispatch, notify
 from delivery.buffer import keys
 from tests.conformance.peer import Peer, sha256
 from tests.going_away.conftest import Connect
@@ -60,7 +60,7 @@ class Earlier:
         from channels.layers import get_channel_layer
 
         for event in self._filled(RECORDED["events"]):
-            await get_channel_layer().group_send(notify.group_of(drain.WORKERS), event)
+            await get_channel_layer().group_send(notify.group_of(notify.WORKERS), event)
 
     def send_wake_ups(self) -> None:
         with contextlib.closing(redis_of(self._rig)) as redis:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from delivery import conf, drain
+from delivery import conf, worker
 from delivery.errors import UsageError
 from delivery.launch import celery
 
@@ -63,5 +63,5 @@ class Command(BaseCommand):
             "--prefetch-multiplier=1",  # a task moves up to 16 MiB: what waits here another worker could do
             "--without-gossip",
             "--without-mingle",  # a second at every start, for nothing that we use
-            **{drain.END_AFTER: str(end_after)},
+            **{worker.END_AFTER: str(end_after)},
         )

@@ -1,15 +1,18 @@
-"""`deliver()`: what server code sends. Copies to Storage before any lock is taken, writes rows last, in one transaction.
+"""What site code calls: `deliver()`, `adeliver()`, and the verbs of a payload: open, attach, discard, url.
 
-Runs in the calling thread; `adeliver` is its async twin, in a thread of its own.
+`deliver()` copies to Storage before any lock is taken and writes rows last, in one transaction. It runs in the calling
+thread; `adeliver` runs it in a thread of its own. `models` imports this module lazily, inside the methods of `Payload`.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
 import logging
 import mimetypes
+import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,16 +21,19 @@ from typing import IO, Any, TypeAlias
 from uuid import UUID, uuid4
 
 from asgiref.sync import sync_to_async
+from django.core import signing
 from django.core.files.base import File
 from django.db import connections, models
 from django.db.models.fields.files import FieldFile
+from django.urls import NoReverseMatch, reverse
 
 from delivery import conf, dispatch, policy
 from delivery.errors import BufferUnavailable, UsageError
 from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
-from delivery.transfers import completing, database, events, names
+from delivery.storage.payloads import PayloadFile
+from delivery.transfers import attaching, completing, database, ending, events, names
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -35,6 +41,8 @@ logger = logging.getLogger(__name__)
 # A string: Django's File cannot be subscripted at run time.
 Source: TypeAlias = "bytes | bytearray | memoryview | str | Mapping[str, Any] | list[Any] | Path | IO[bytes] | File[Any] | Iterable[bytes]"
 WARN_BYTES = 8 * 1024 * 1024
+READ_BYTES = 256 * 1024
+LINK_SALT = "delivery.link"
 
 
 def deliver(
@@ -350,3 +358,47 @@ def _each(to: Any) -> Iterator[str]:
             yield from _each(one)
     else:
         raise UsageError(f"expected a user, a group or an address, got a {type(to).__name__}")
+
+
+# -- the verbs of a payload ----------------------------------------------------------------------------------------
+
+
+def open_payload(payload: Payload) -> io.BufferedReader:
+    """Open a complete payload, as `Payload.open` says."""
+    if payload.state != PayloadState.COMPLETE:
+        raise UsageError(f"payload {payload.pk} is {payload.state}, expected complete")
+    return io.BufferedReader(PayloadFile(payload), buffer_size=READ_BYTES)
+
+
+def attach(payload: Payload, instance: models.Model, field: str) -> None:
+    """Make a complete payload the file of `instance.field`, as `Payload.attach` says."""
+    attaching.attach(payload, instance, field)
+
+
+def discard(payload: Payload) -> None:
+    """Cancel a payload's transfers and delete its files, as `Payload.discard` says."""
+    ending.cancel_payload(payload.pk, by="")
+
+
+def url_of(payload: Payload, expires: datetime.timedelta) -> str:
+    """Return the signed path of a download that works for whoever has it until `expires` from now.
+
+    Raises `UsageError` for a payload that is not complete, and where the site has no URL for it.
+    """
+    if payload.state != PayloadState.COMPLETE:
+        raise UsageError(f"payload {payload.pk} is {payload.state}, expected complete")
+    until = int(time.time() + expires.total_seconds())
+    link = signing.dumps([payload.pk.hex, until], salt=LINK_SALT)
+    try:
+        return reverse("delivery-payload", args=[link])
+    except NoReverseMatch:
+        raise UsageError('the site\'s URLs lack path("delivery/", include("delivery.urls"))') from None
+
+
+def payload_of(link: str) -> UUID | None:
+    """Return the payload that a link is for, None where it is forged or expired."""
+    try:
+        key, until = signing.loads(link, salt=LINK_SALT)
+        return UUID(key) if time.time() < until else None
+    except (signing.BadSignature, ValueError, TypeError):
+        return None

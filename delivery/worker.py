@@ -1,8 +1,9 @@
-"""Who lives and who drains: a Celery worker's heartbeat, and what it tells when it shuts down (DESIGN, "Going away").
+"""One Celery worker: its heartbeat, and what it announces when it shuts down (docs/explanation/architecture.md).
 
-Celery announces a warm shutdown inside a signal handler, where no lock, log or client may be touched: there a token goes
-into a `SimpleQueue`, and a thread that was started before does the telling. A remote `shutdown` sends no such signal,
-but the worker's bootsteps are closed in both cases, so that a bootstep of ours tells too; telling twice changes nothing.
+Celery announces a warm shutdown inside a signal handler, where no lock, log or client may be touched. There a token goes
+into a `SimpleQueue`, and a thread that was started before makes the announcement. A remote `shutdown` sends no such
+signal, but Celery closes the worker's bootsteps in both cases, so a bootstep of ours announces it too. Announcing it twice
+changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from delivery.errors import BufferUnavailable
 
 logger = logging.getLogger(__name__)
 
-WORKERS = "workers"  # the address of the control group that every connection joins
 TELL_SECONDS = 2.0
 END_AFTER = "DELIVERY_END_AFTER"  # of the environment, in seconds; set by `manage.py delivery_worker`
 
@@ -69,7 +69,7 @@ class Heartbeat:
     def _beat(self) -> None:
         self._say_alive()
         if self._stores and not self._gone.is_set():
-            notify.tell_group(WORKERS, "worker_ready", worker=self.worker)
+            notify.tell_group(notify.WORKERS, "worker_ready", worker=self.worker)
         while not self._gone.wait(registry.RENEW_SECONDS):
             self._say_alive()
 
@@ -102,7 +102,7 @@ class Heartbeat:
         leaving.start()
         leaving.join(TELL_SECONDS / 2)
         try:
-            notify.tell_group(WORKERS, "worker_draining", worker=self.worker).result(TELL_SECONDS / 2)
+            notify.tell_group(notify.WORKERS, "worker_draining", worker=self.worker).result(TELL_SECONDS / 2)
         except concurrent.futures.TimeoutError:
             logger.warning("the channel layer does not take that this worker drains")
 
