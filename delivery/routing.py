@@ -7,8 +7,8 @@ from typing import Any
 from channels.routing import URLRouter
 from django.urls import path
 
-from delivery import handshakes
 from delivery.server.consumer import DeliveryConsumer
+from delivery.websocket import handshakes
 
 
 class WebSocketRouter(URLRouter):  # type: ignore[misc]

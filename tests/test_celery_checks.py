@@ -14,8 +14,9 @@ from celery.app.routes import Router, prepare
 from django.core import checks as django_checks
 from django.core.checks.registry import registry as check_registry
 
-from delivery import checks, dispatch
+from delivery import dispatch
 from delivery.buffer import registry
+from delivery.checks import celery
 from delivery.errors import BufferUnavailable
 
 
@@ -57,7 +58,7 @@ def option() -> Iterator[Any]:
 
 
 def test_the_reference_site_is_fine():
-    assert ids(checks.check_celery()) == []
+    assert ids(celery.check_app()) == []
 
 
 def test_a_site_without_a_celery_app_is_told():
@@ -71,34 +72,34 @@ def test_a_site_without_a_celery_app_is_told():
 
 def test_no_app(app):
     app(configured=False, eager=True)
-    assert ids(checks.check_celery()) == ["delivery.W001"]
+    assert ids(celery.check_app()) == ["delivery.W001"]
 
 
 def test_eager_mode(option):
     option("task_always_eager", True)
-    assert ids(checks.check_celery()) == ["delivery.W002"]
+    assert ids(celery.check_app()) == ["delivery.W002"]
 
 
 def test_json_must_be_accepted(option):
     option("accept_content", ["pickle"])
-    assert ids(checks.check_celery()) == ["delivery.E006"]
+    assert ids(celery.check_app()) == ["delivery.E006"]
 
 
 def test_queues_that_the_app_does_not_declare(option):
     option("task_create_missing_queues", False)
-    assert set(ids(checks.check_celery())) == {"delivery.E007"}
+    assert set(ids(celery.check_app())) == {"delivery.E007"}
 
 
 def test_no_live_worker(monkeypatch):
     monkeypatch.setattr(registry, "alive_workers", frozenset)
-    (message,) = checks.check_workers()
+    (message,) = celery.check_workers()
     assert message.id == "delivery.W003"
     assert "'delivery'" in message.msg
 
 
 def test_a_live_worker(monkeypatch):
     monkeypatch.setattr(registry, "alive_workers", lambda: frozenset({"worker@host"}))
-    assert ids(checks.check_workers()) == []
+    assert ids(celery.check_workers()) == []
 
 
 def test_redis_does_not_answer(monkeypatch):
@@ -106,13 +107,13 @@ def test_redis_does_not_answer(monkeypatch):
         raise BufferUnavailable("Redis: ConnectionError")
 
     monkeypatch.setattr(registry, "alive_workers", away)
-    assert ids(checks.check_workers()) == ["delivery.W004"]
+    assert ids(celery.check_workers()) == ["delivery.W004"]
 
 
 def test_what_runs_is_looked_at_only_on_demand():
     """`manage.py check` and `migrate` are run where nothing else runs yet."""
-    assert checks.check_workers not in check_registry.get_checks()
-    assert checks.check_workers in check_registry.get_checks(include_deployment_checks=True)
+    assert celery.check_workers not in check_registry.get_checks()
+    assert celery.check_workers in check_registry.get_checks(include_deployment_checks=True)
 
 
 def test_our_queue_is_where_the_site_routes_our_tasks(monkeypatch, settings):

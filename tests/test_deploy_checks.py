@@ -10,7 +10,8 @@ from django.conf import settings as site_settings
 from django.core.checks import ERROR
 from django.test import override_settings
 
-from delivery import deployment, dispatch
+from delivery import dispatch
+from delivery.checks import deployment
 from tests.launch.live import manage
 
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"

@@ -15,8 +15,8 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.handlers.asgi import ASGIHandler
 from websockets.exceptions import InvalidStatus
 
-from delivery import handshakes
 from delivery.routing import websocket_application, websocket_urlpatterns
+from delivery.websocket import handshakes
 from tests.launch.live import ROOT, clean_environment, free_port, wait_until
 
 EXTENSION = {"websocket.http.response": {}}

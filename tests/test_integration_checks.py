@@ -14,7 +14,8 @@ from django.conf import settings as site_settings
 from django.db import connections
 from django.test import override_settings
 
-from delivery import DefaultPolicy, dispatch, integration
+from delivery import DefaultPolicy, dispatch
+from delivery.checks import celery, integration
 from tests.launch.live import manage
 
 FILES = "django.core.files.storage.FileSystemStorage"
@@ -140,7 +141,7 @@ def test_the_channel_layer(layers: dict[str, Any], expected: list[str]) -> None:
 def test_the_celery_app(members: dict[str, Any], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     app = dataclasses.replace(dispatch.site_app(), **members)
     monkeypatch.setattr(dispatch, "site_app", lambda: app)
-    assert ids(integration.check_celery()) == expected
+    assert ids(celery.check_broker()) == expected
 
 
 def ask(code: str, **variables: str) -> str:

@@ -6,12 +6,13 @@ Rows are written by `delivery.transfers` alone. What was confirmed is what is do
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from django.contrib import messages
+from django.contrib.admin import AdminSite
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -23,9 +24,6 @@ from delivery.admin.text import plain
 from delivery.admin.words import Words
 from delivery.errors import DeliveryError
 from delivery.transfers import events
-
-if TYPE_CHECKING:
-    from delivery.admin.base import OperatorAdmin
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +48,22 @@ class Wording:
     idle: Callable[[int], str] = _had_ended  # of how many there was nothing to do
 
 
+class Page(Protocol):
+    """What an action asks of the list that it belongs to."""
+
+    admin_site: AdminSite
+    opts: Any
+
+    @property
+    def media(self) -> Any: ...
+
+    def describe(self, obj: Any) -> Sequence[object]:
+        """Return the cells that tell an operator what `obj` is."""
+
+    def message_user(self, request: HttpRequest, message: Any, level: int | str = ...) -> None:
+        """Show a message on the page that follows."""
+
+
 class ConfirmedAction:
     """One entry in a list's actions. `call` takes an id and `by`, and returns whether there was anything to do."""
 
@@ -61,9 +75,7 @@ class ConfirmedAction:
         self._wording = wording
         self._call = call
 
-    def __call__(
-        self, model_admin: OperatorAdmin, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> HttpResponse | None:
+    def __call__(self, model_admin: Page, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Ask, or do it where the question was answered; None leads back to the list."""
         rows = list(queryset[: ROWS_AT_ONCE + 1])
         if len(rows) > ROWS_AT_ONCE:
@@ -75,7 +87,7 @@ class ConfirmedAction:
         self._carry_out(model_admin, request, rows)
         return None
 
-    def _ask(self, model_admin: OperatorAdmin, request: HttpRequest, rows: list[Any]) -> HttpResponse:
+    def _ask(self, model_admin: Page, request: HttpRequest, rows: list[Any]) -> HttpResponse:
         context = {
             **model_admin.admin_site.each_context(request),
             "title": self._wording.question,
@@ -91,7 +103,7 @@ class ConfirmedAction:
         request.current_app = model_admin.admin_site.name
         return TemplateResponse(request, "admin/delivery/confirm.html", context)
 
-    def _carry_out(self, model_admin: OperatorAdmin, request: HttpRequest, rows: list[Any]) -> None:
+    def _carry_out(self, model_admin: Page, request: HttpRequest, rows: list[Any]) -> None:
         by = f"user:{request.user.pk}"
         done, over, failed = 0, list[Any](), list[Any]()
         for row in rows:

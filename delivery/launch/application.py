@@ -12,8 +12,8 @@ from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.handlers.asgi import ASGIHandler
 from django.utils.module_loading import import_string
 
-from delivery import handshakes
 from delivery.errors import UsageError
+from delivery.websocket import handshakes
 
 ROUTES = 'application = ProtocolTypeRouter({"http": ASGIStaticFilesHandler(application), "websocket": websocket_application})'
 

@@ -12,12 +12,13 @@ from uuid import UUID
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from delivery import auth, conf, handshakes, notify
+from delivery import auth, conf, notify
 from delivery.auth import Login, Refusal, Request
 from delivery.server import message_limits, plain, presence, web_process
 from delivery.server.connection import Session
 from delivery.server.plain import PlainSession
 from delivery.server.writer import ConnectionClosed
+from delivery.websocket import handshakes
 from delivery.websocket.extensions import INCOMPLETE, PIECES, STRAIGHT
 
 logger = logging.getLogger(__name__)

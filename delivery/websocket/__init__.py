@@ -8,6 +8,7 @@
     internals.py       whether the names that `uvicorn.py` builds on exist in what is installed
     server.py          running and draining one uvicorn server
     body_limit.py      how long the body of an HTTP request may be
+    handshakes.py      answers to opening handshakes that no consumer gives
     extensions.py      what our server offers an application beyond ASGI
     tcp.py             socket options and TCP's own figures
 

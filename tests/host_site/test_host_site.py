@@ -105,7 +105,7 @@ async def test_a_worker_without_our_queue_is_none_of_ours(new_rig, django_db_blo
     await asyncio.to_thread(send_slow, rig, "slow")
     await asyncio.to_thread(wait_until, (rig.notes / "slow").exists, what="slow task")
     found = await asyncio.to_thread(
-        run, rig, "from delivery import checks; print([one.id for one in checks.check_workers()])"
+        run, rig, "from delivery.checks import celery; print([one.id for one in celery.check_workers()])"
     )
     assert found.strip() == "['delivery.W003']"
     worker.send(signal.SIGTERM)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from delivery import checks, conf
+from delivery import conf
+from delivery.checks import integration
 from delivery.client import connect
 from delivery.client.ceiling import Ceilings
 from delivery.errors import ConnectionStopped
@@ -211,12 +212,12 @@ def test_a_server_limit_that_suffices_or_is_unknown_is_not_warned_of(monkeypatch
         monkeypatch.delenv("UVICORN_WS_MAX_SIZE", raising=False)
     else:
         monkeypatch.setenv("UVICORN_WS_MAX_SIZE", limit)
-    assert checks.check_server() == []
+    assert integration.check_server() == []
 
 
 def test_a_server_limit_below_ours_is_warned_of(monkeypatch):
     monkeypatch.setenv("UVICORN_WS_MAX_SIZE", str(conf.current().plain_max_message - 1))
-    (warning,) = checks.check_server()
+    (warning,) = integration.check_server()
     assert warning.id == "delivery.W005"
     assert str(conf.current().server_message_limit()) in warning.hint
 
@@ -225,7 +226,7 @@ def test_daphne_is_warned_of(monkeypatch):
     from django.conf import settings
 
     monkeypatch.setattr(settings, "INSTALLED_APPS", ["daphne", *settings.INSTALLED_APPS])
-    assert [warning.id for warning in checks.check_server()] == ["delivery.W006"]
+    assert [warning.id for warning in integration.check_server()] == ["delivery.W006"]
 
 
 def test_a_server_that_shows_no_limit_is_left_alone():

@@ -1,12 +1,13 @@
-"""System checks of what a site connects to the app: policy, Redis, channel layer, Celery, storage, database, URLs.
+"""System checks of what a site connects to the app: policy, Redis, channel layer, web server, storage, database, URLs.
 
 Each finds a line that is missing, and names it in its hint. They read settings and import what the settings name; nothing is
-connected to. `checks` lists them.
+connected to.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,18 @@ from django.db import connections, router
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
-from delivery import conf, dispatch, policy
+from delivery import conf, policy
 from delivery.buffer import pool
+from delivery.checks.settings import check_settings
 
 MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
-SWEEP_LINE = '"delivery-sweep": {"task": "delivery.sweep", "schedule": 30.0}'
 SQLITE = "django.db.backends.sqlite3"
 
 
 def register_all(tag: str) -> None:
     """Register every check of this module."""
-    for check in (check_policy, check_redis_url, check_layer, check_celery, check_storage, check_databases, check_urls):
+    for check in (check_policy, check_redis_url, check_layer, check_server, check_storage, check_databases, check_urls):
         checks.register(check, tag)
 
 
@@ -89,26 +90,29 @@ def check_layer(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list
     return []
 
 
-def check_celery(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that the site's Celery app, where there is one, names a broker and has something start the sweeper."""
-    app = dispatch.site_app()
+def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Look at the web server, as far as it can be told before it runs."""
     found: list[CheckMessage] = []
-    if app.configured and not app.broker_urls:
-        hint = (
-            "CELERY_BROKER_URL = 'redis://127.0.0.1:6379/1', read by app.config_from_object('django.conf:settings', "
-            "namespace='CELERY'). Until then payloads above INLINE_LIMIT wait for a RabbitMQ on this machine."
-        )
-        found.append(Warning("The Celery app names no broker.", hint=hint, id="delivery.W008"))
-    for name in app.unknown_transports:
-        hint = "redis://HOST:PORT/NUMBER, or redis+socket:///PATH?virtual_host=NUMBER for a Unix socket."
-        found.append(Error(f"The Celery app's broker URL begins with {name!r}.", hint=hint, id="delivery.E012"))
-    if app.configured and not app.sweeps:
-        hint = (
-            f"CELERY_BEAT_SCHEDULE = {{{SWEEP_LINE}}}, and run `manage.py delivery_beat`. Silence this where cron runs "
-            "`manage.py delivery_sweep`, or where the schedule is kept elsewhere."
-        )
+    options = conf.current()
+    limit = os.environ.get("UVICORN_WS_MAX_SIZE", "")
+    known = limit.isdecimal() and not check_settings()  # else ours may be no numbers
+    if known and int(limit) < max(options.max_message, options.plain_max_message):
         found.append(
-            Warning("Celery's beat does not start delivery.sweep: nothing expires.", hint=hint, id="delivery.W012")
+            Warning(
+                f"UVICORN_WS_MAX_SIZE is {limit} bytes: uvicorn closes with its own 1009 before our limits of "
+                f"{options.max_message} (MAX_MESSAGE) and {options.plain_max_message} (PLAIN_MAX_MESSAGE) are reached.",
+                hint=f"Set it to {options.server_message_limit()}, or use `manage.py delivery_web`, which does.",
+                id="delivery.W005",
+            )
+        )
+    if "daphne" in django_settings.INSTALLED_APPS:
+        found.append(
+            Warning(
+                "daphne is in INSTALLED_APPS: it takes whatever a slow reader leaves into memory, and closes without "
+                "the codes 1001 and 1009.",
+                hint="Serve with `manage.py delivery_web` (uvicorn), or silence this where daphne is for development only.",
+                id="delivery.W006",
+            )
         )
     return found
 

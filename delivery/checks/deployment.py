@@ -1,4 +1,4 @@
-"""System checks of a site that strangers can reach: what `manage.py check --deploy` fails on. `checks` lists them.
+"""System checks of a site that strangers can reach: what `manage.py check --deploy` fails on.
 
 They look at settings and environment alone; nothing is asked that runs.
 """
