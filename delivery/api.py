@@ -33,7 +33,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
-from delivery.transfers import attaching, completing, database, ending, events, names
+from delivery.transfers import attachments, database, ending, names, outcomes, timeline
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -258,11 +258,11 @@ def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha
     with database.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, segments)
-        completing.complete_locked(row, sha256, users)
+        outcomes.complete_locked(row, sha256, users)
         if segments:
             database.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete
-    database.on_commit(events.write)  # of the site's own transaction too: it may be rolled back
+    database.on_commit(timeline.write)  # of the site's own transaction too: it may be rolled back
 
 
 class _Guard:
@@ -372,7 +372,7 @@ def open_payload(payload: Payload) -> io.BufferedReader:
 
 def attach(payload: Payload, instance: models.Model, field: str) -> None:
     """Make a complete payload the file of `instance.field`, as `Payload.attach` says."""
-    attaching.attach(payload, instance, field)
+    attachments.attach(payload, instance, field)
 
 
 def discard(payload: Payload) -> None:

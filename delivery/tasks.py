@@ -12,8 +12,8 @@ from uuid import UUID
 from celery import Task, shared_task
 
 from delivery import dispatch
-from delivery.transfers import attaching, events, following, notices, retention, sealing, staging
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import attachments, cleanup, digests, handover, outbox, ranges, timeline
+from delivery.transfers.segments import StoreRequest
 from delivery.worker import draining
 
 _SHORT: dict[str, Any] = {
@@ -34,15 +34,15 @@ def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
     """Store one run of an upload, `more` that waited with it, and those that are handed over meanwhile."""
     worker = _worker(self)
     orders = map(StoreRequest.of, [arguments, *arguments.get("more", ())])
-    following.store_all(orders, worker=worker, draining=lambda: draining(worker))
-    events.write()
+    handover.store_all(orders, worker=worker, draining=lambda: draining(worker))
+    timeline.write()
 
 
 @shared_task(name=dispatch.STAGE, **_SHORT)
 def stage_range(self: Task[Any, Any], payload: str, range: int, count: int = 1, **_ignored: Any) -> None:
     """Stage one range of a payload, or a few."""
-    staging.stage(UUID(payload), range, worker=_worker(self), count=count)
-    events.write()
+    ranges.stage(UUID(payload), range, worker=_worker(self), count=count)
+    timeline.write()
 
 
 # Acked early: it is long, and a redelivery while it runs would only be turned away by its claim.
@@ -50,24 +50,24 @@ def stage_range(self: Task[Any, Any], payload: str, range: int, count: int = 1, 
 def seal_payload(self: Task[Any, Any], /, payload: str, **_ignored: Any) -> None:
     """Compute the digest of a payload, and complete it."""
     worker = _worker(self)
-    sealing.seal(UUID(payload), worker=worker, draining=lambda: draining(worker))
-    events.write()
+    digests.seal(UUID(payload), worker=worker, draining=lambda: draining(worker))
+    timeline.write()
 
 
 @shared_task(name=dispatch.ANNOUNCE, **_SHORT)
 def announce(self: Task[Any, Any], notice: int, **_ignored: Any) -> None:
     """Send one signal to the site's handlers."""
-    notices.announce(notice)
+    outbox.announce(notice)
 
 
 @shared_task(name=dispatch.ATTACH, **_SHORT)
 def attach_payload(self: Task[Any, Any], attachment: int, **_ignored: Any) -> None:
     """Compose a payload into the file of a model's field."""
-    attaching.compose(attachment)
-    events.write()
+    attachments.compose(attachment)
+    timeline.write()
 
 
 @shared_task(name=dispatch.SWEEP, **_SHORT)
 def sweep(self: Task[Any, Any], **_ignored: Any) -> None:
     """Do what is due: `manage.py delivery_sweep` does the same from cron."""
-    retention.sweep()
+    cleanup.sweep()

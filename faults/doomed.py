@@ -46,37 +46,37 @@ def _arm(**_ignored: Any) -> None:
     from delivery import notify
     from delivery.buffer import blocks, chunks, exchange, keys
     from delivery.storage import files
-    from delivery.transfers import completing, hashing, sealing, staging, storing, uploads
+    from delivery.transfers import digests, hashing, outcomes, ranges, segments, uploads
 
-    if hasattr(storing.store, "__wrapped__"):  # forked from a main process that has them
+    if hasattr(segments.store, "__wrapped__"):  # forked from a main process that has them
         return
-    _run(storing, "store")
-    _run(staging, "stage")
-    _run(sealing, "seal")
+    _run(segments, "store")
+    _run(ranges, "stage")
+    _run(digests, "seal")
 
     _fetch(chunks)
     _after(files, "write", "the file written, no row yet")
     _after(uploads, "lock_under", "the transfer locked")
-    _after(storing, "_advance", "the row written, not committed")
+    _after(segments, "_advance", "the row written, not committed")
     _before(notify, "waking", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
     _before(hashing, "follow", "woken, not hashed yet")
     _after(hashing.Hashed, "add", "a segment hashed, the state in hand")
     _unless(hashing, "of_all", Plan.seals, "all hashed, the last segment has no row yet")
 
     _before(blocks, "put", "before the file is read")
-    _each(staging, "_blocks", "a block read")
+    _each(ranges, "_blocks", "a block read")
     _after(exchange.Exchange, "send_value", "some blocks in Redis")
     _put(blocks)
     _before(keys, "range_checksums", "all blocks in Redis, their checksums not", lambda *_: _doing.putting)
     _after(blocks, "put", "all in Redis, nobody woken")
 
-    _after(sealing, "_claim", "claimed")
+    _after(digests, "_claim", "claimed")
     _unless(hashing, "resume", Plan.forgets, "what was hashed ahead in hand")
-    _after(sealing._Pulse, "__call__", "between two blocks")
-    _before(completing, "complete", "the digest known, nothing written")
-    _after(completing, "complete_locked", "complete, not committed")
-    _before(completing, "_announce", "committed, nobody told")
-    _after(completing, "_announce", "all told", _while("seal"))
+    _after(digests._Pulse, "__call__", "between two blocks")
+    _before(outcomes, "complete", "the digest known, nothing written")
+    _after(outcomes, "complete_locked", "complete, not committed")
+    _before(outcomes, "_announce", "committed, nobody told")
+    _after(outcomes, "_announce", "all told", _while("seal"))
 
 
 def _while(task: str) -> Wanted:

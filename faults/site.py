@@ -250,7 +250,7 @@ def nameless(folder: Path) -> list[str]:
 
 def sweep_orphans(people: list[int]) -> None:
     """Do what the sweep does a while after a payload ended."""
-    from delivery.transfers.retention import delete_orphans
+    from delivery.transfers.cleanup import delete_orphans
 
     for payload in payloads_of(people):
         delete_orphans(uuid.UUID(payload))

@@ -23,7 +23,7 @@ from django.utils.translation import ngettext
 from delivery.admin.text import plain
 from delivery.admin.words import Words
 from delivery.errors import DeliveryError
-from delivery.transfers import events
+from delivery.transfers import timeline
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class ConfirmedAction:
                 # One that fails must not keep the others from their turn; the operator is told below.
                 logger.warning("%s of %s failed: %s", self.__name__, row.pk, error)
                 failed.append(row)
-        events.write()  # so that the timeline shows it on the page that follows
+        timeline.write()  # so that the timeline shows it on the page that follows
         if done:
             model_admin.message_user(request, self._wording.done(done), messages.SUCCESS)
         if over:

@@ -18,7 +18,7 @@ from delivery import dispatch
 from delivery.buffer import blocks, leases
 from delivery.buffer.blocks import RANGE_GROUPS, RANGE_SIZE, Block
 from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
-from delivery.transfers import completing
+from delivery.transfers import outcomes
 
 if TYPE_CHECKING:
     from delivery.server.web_process import Process
@@ -232,7 +232,7 @@ class _Fetch:
         if self._failures > MOST_FAILURES:
             raise StorageUnavailable(f"range {self._range} of {self._payload} cannot be read")
         if self._ended is None:
-            state, _, _, failure = await self._process.db(completing.outcome, self._payload)
+            state, _, _, failure = await self._process.db(outcomes.outcome, self._payload)
             self._ended = None if state == "complete" else (failure or "cancelled")
         if self._ended is not None:
             raise TransferAborted(self._ended)

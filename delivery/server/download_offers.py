@@ -13,8 +13,7 @@ from delivery.errors import Refused, StorageUnavailable, TransferAborted
 from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.server.download import Outflow
-from delivery.transfers import deliveries
-from delivery.transfers import events as timeline
+from delivery.transfers import deliveries, timeline
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import DetachedDelivery
 from delivery.transfers.taking import Accepted

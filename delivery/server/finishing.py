@@ -12,8 +12,8 @@ from delivery.errors import IntegrityError, Refused, StaleLease, TransferAborted
 from delivery.models import PayloadState
 from delivery.protocol.receiver import Receiver
 from delivery.server.web_process import Process
-from delivery.transfers import completing, sealing
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import digests, outcomes
+from delivery.transfers.segments import StoreRequest
 from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ class Finishing:
         return None
 
     async def _begin(self, lease: int) -> Finished | None:
-        digests = self._receiver.expected_digests()
-        if len(digests) > 1:  # the offer promised another one than `finish`
+        promised = self._receiver.expected_digests()
+        if len(promised) > 1:  # the offer promised another one than `finish`
             raise TransferAborted("digest", "finish contradicts the offer")
-        digest = next(iter(digests), None)
+        digest = next(iter(promised), None)
         try:
-            await self._process.db(sealing.begin, self._opened.transfer, lease, self._receiver.size or 0, digest)
+            await self._process.db(digests.begin, self._opened.transfer, lease, self._receiver.size or 0, digest)
         except StaleLease:
             finished = await self._outcome()
             if finished is None:
@@ -82,7 +82,7 @@ class Finishing:
 
     async def _outcome(self) -> Finished | None:
         """Ask the database what a lost wake-up would have told."""
-        state, size, sha256, failure = await self._process.db(completing.outcome, self._opened.payload)
+        state, size, sha256, failure = await self._process.db(outcomes.outcome, self._opened.payload)
         if state == PayloadState.COMPLETE:
             return Finished(self._opened.payload, size, sha256)
         if state not in (PayloadState.STORING, PayloadState.SEALING):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from delivery.buffer import leases
-from delivery.transfers import following
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import handover
+from delivery.transfers.segments import StoreRequest
 
 BACKLOG_RUNS = 8  # of one live worker: more than its tasks have begun, and what comes next for each
 LINGER_SECONDS = 0.03  # that a run waits for others then: there is enough to do meanwhile
@@ -60,7 +60,7 @@ class StoreTasks:
 
         Raises `BufferUnavailable`. Cancelling leaves the publishing running to its end.
         """
-        if not follows or not await leases.ahand_over(order.payload, order.lease, following.packed(order)):
+        if not follows or not await leases.ahand_over(order.payload, order.lease, handover.packed(order)):
             await self._ask_for_task(order)
 
     async def _ask_for_task(self, order: StoreRequest) -> None:

@@ -23,8 +23,8 @@ from delivery.server.finishing import Finishing
 from delivery.server.gathering import Gathering
 from delivery.server.store_requests import Order
 from delivery.server.web_process import Process
-from delivery.transfers import completing, uploads
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import outcomes, uploads
+from delivery.transfers.segments import StoreRequest
 from delivery.transfers.uploads import Finished, Opened
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class Intake:
         lease, position, state = await self._process.db(uploads.position, self.opened.transfer)
         self._moved(lease, position)
         if state != "live" and not self.receiver.complete:
-            *_, failure = await self._process.db(completing.outcome, self.opened.payload)
+            *_, failure = await self._process.db(outcomes.outcome, self.opened.payload)
             self._ended = failure or "cancelled"
         elif lease == self.lease and not await self._process.workers_alive():
             await self._process.db(uploads.waiting, self.opened.transfer, self.lease, WaitingFor.WORKER)

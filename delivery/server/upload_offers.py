@@ -23,7 +23,7 @@ from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
 from delivery.transfers import ending, uploads
 from delivery.transfers.detaching import DetachedUpload
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers.segments import StoreRequest
 from delivery.transfers.uploads import Earlier, Finished, Opened
 
 if TYPE_CHECKING:

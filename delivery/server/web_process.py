@@ -37,12 +37,12 @@ from delivery.server.questions import Questions
 from delivery.server.rate_limits import Connections, OfferRates
 from delivery.server.readers import ReaderTable
 from delivery.server.store_requests import StoreTasks
-from delivery.transfers import admission, deliveries, detaching, events, locks, small, taking
+from delivery.transfers import admission, deliveries, detaching, locks, small, taking, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import Detached
+from delivery.transfers.segments import StoreRequest
 from delivery.transfers.small import SmallOffer
-from delivery.transfers.storing import StoreRequest
 from delivery.transfers.taking import Accepted
 from delivery.transfers.uploads import Finished
 
@@ -309,7 +309,7 @@ class Process:
                 raise outcome
 
     async def _write_events(self) -> None:
-        await self._write(events.write)
+        await self._write(timeline.write)
 
     async def _every(self, seconds: float, action: Callable[[], Any]) -> None:
         while True:

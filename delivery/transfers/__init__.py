@@ -1,17 +1,19 @@
 """Use cases: what can be done with payloads and transfers. All of it runs in threads and may query the database.
 
+admission    what a user may send; names, quotas and recipients beside it
 uploads      open, resume, rewind, detach
-storing      a buffered run becomes a segment
-sealing      the digest of what is stored
-completing   a payload becomes visible
+segments     a buffered run becomes a segment; handover: one task stores several
+ranges       a range goes into the buffer
+digests      the SHA-256 of what is stored
+outcomes     a payload becomes visible; ending: cancel, fail, expire
 deliveries   what waits for a user, who takes it, how far they are
-staging      a range goes into the buffer
-ending       cancel, fail, expire
+inline       few bytes, kept in their row; small: many of them at once
+attachments  a payload becomes the file of a model's field
 missing_files   a stored file is gone: the payload fails in the end, and can be revived
-retention    the sweep
-notices      the site's signals
-events       the timeline
-locks        which rows are locked, and in what order
+outbox       the site's signals
+timeline     the events
+cleanup      the sweep
+sql, locks, database   fixed statements, which rows are locked and in what order, transactions
 """
 
 from delivery.transfers.ending import cancel_payload, cancel_transfer, expire_payload

@@ -24,7 +24,7 @@ from delivery.policy import DefaultPolicy, Quota
 from delivery.protocol.messages import UploadOffer
 from delivery.transfers import names
 from delivery.transfers.recipients import Known, Recipients
-from delivery.transfers.rows import Statement
+from delivery.transfers.sql import Statement
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from delivery.models import (
     Transfer,
     TransferState,
 )
-from delivery.transfers import completing, database, events, locks, notices, taking
-from delivery.transfers.rows import Insert, Statement, places
+from delivery.transfers import database, locks, outbox, outcomes, taking, timeline
+from delivery.transfers.sql import Insert, Statement, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def catch_up(user: Any, address: str) -> None:
     for found in missing:
         with database.atomic():
             if locks.keep(Payload, [found.payload_id]):  # else it was deleted since we looked
-                completing.create_for_users(found.payload, [user])
+                outcomes.create_for_users(found.payload, [user])
 
 
 def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
@@ -202,7 +202,7 @@ def detach(transfer: UUID, client: str, channel: str, *, close_code: int | None)
         live.update(last_close_code=close_code)
         held = ClientPosition.objects.filter(transfer=OuterRef("pk")).exclude(channel="")
         live.filter(~Exists(held)).update(waiting_for="client")
-        events.note("detached", transfer=transfer, code=close_code)
+        timeline.note("detached", transfer=transfer, code=close_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +256,10 @@ def _locked(transfers: Collection[UUID]) -> dict[UUID, tuple[UUID, str]]:
 
 
 def _note_served(transfer: UUID, payload: UUID) -> None:
-    if notices.wanted("payload_delivered"):
+    if outbox.wanted("payload_delivered"):
         row = Transfer.objects.select_related("payload").get(pk=transfer)
-        notices.add("payload_delivered", row.payload, row)
-    events.note("delivered", payload=payload, transfer=transfer)
+        outbox.add("payload_delivered", row.payload, row)
+    timeline.note("delivered", payload=payload, transfer=transfer)
 
 
 def decline(transfer: UUID, client: str) -> None:
@@ -275,4 +275,4 @@ def decline(transfer: UUID, client: str) -> None:
             defaults={"state": ClientState.DECLINED, "updated_at": timezone.now(), "channel": ""},
         )
         taking.forget_oldest([transfer])
-    events.note("declined", transfer=transfer)
+    timeline.note("declined", transfer=transfer)

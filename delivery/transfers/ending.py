@@ -11,7 +11,7 @@ from django.utils import timezone
 from delivery import notify
 from delivery.models import Direction, MissingFile, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files, payloads
-from delivery.transfers import database, events, locks, notices, quotas
+from delivery.transfers import database, locks, outbox, quotas, timeline
 
 OVER = (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
 
@@ -48,7 +48,7 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
         live = Transfer.objects.filter(pk=transfer_id, state=TransferState.LIVE)
         if not _end_transfers(live, TransferState.CANCELLED, "cancelled"):
             return False
-    events.note("cancelled", payload=row.payload_id, transfer=row.id, by=by)
+    timeline.note("cancelled", payload=row.payload_id, transfer=row.id, by=by)
     return True
 
 
@@ -68,9 +68,9 @@ def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, k
         if before not in OVER:
             quotas.ended(payload, live=live)
         if before == PayloadState.COMPLETE and state == PayloadState.EXPIRED:
-            notices.add("payload_expired", payload)
+            outbox.add("payload_expired", payload)
         database.on_commit(lambda: _free(payload, segments, code))
-    events.note(state.value, payload=payload_id, by=by, code=code)
+    timeline.note(state.value, payload=payload_id, by=by, code=code)
     return True
 
 
@@ -100,7 +100,7 @@ def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) ->
     for row in ended:
         held += [(row.id, channel) for channel in row.clients.exclude(channel="").values_list("channel", flat=True)]
         if row.direction == Direction.UPLOAD and state != TransferState.EXPIRED:
-            notices.add("transfer_failed", row.payload, row)
+            outbox.add("transfer_failed", row.payload, row)
     now = timezone.now()
     count = Transfer.objects.filter(pk__in=[row.pk for row in ended]).update(
         state=state, failure=code, ended_at=now, client="", session="", channel="", waiting_for=""

@@ -22,7 +22,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Payload, Segment
 from delivery.protocol.frames import checksum
 from delivery.storage import files, payloads
-from delivery.transfers.rows import Statement
+from delivery.transfers.sql import Statement
 
 try:
     from rehashes import PySha256

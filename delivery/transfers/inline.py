@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from delivery.models import Payload, PayloadState
-from delivery.transfers import completing, database, ending, uploads
-from delivery.transfers.storing import progressed
+from delivery.transfers import database, ending, outcomes, uploads
+from delivery.transfers.segments import progressed
 from delivery.transfers.uploads import Finished
 
 
@@ -43,5 +43,5 @@ def complete(
         Payload.objects.filter(pk=payload.pk).update(
             inline=payload.inline, size=payload.size, state=PayloadState.SEALING
         )
-        completing.complete_locked(payload, digest, users)
+        outcomes.complete_locked(payload, digest, users)
     return Finished(payload.pk, payload.size, digest)

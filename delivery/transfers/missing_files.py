@@ -20,7 +20,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable, StoredFileMissing
 from delivery.models import MissingFile, Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import database, ending, events, locks, quotas
+from delivery.transfers import database, ending, locks, quotas, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def seen(payload_id: UUID) -> None:
             payload_id=payload_id, defaults={"since": now, "tried_at": now}
         )
     if created:
-        events.note("missing", payload=payload_id)
+        timeline.note("missing", payload=payload_id)
     elif row.tried_at <= now - BETWEEN_TRIES:
         try_again(row)
 
@@ -155,7 +155,7 @@ def revive(payload_id: UUID, *, by: str) -> bool:
         if payload.expected_sha256:
             _remember_times(payload)
         quotas.revived(payload)
-        events.note("revived", payload=payload_id, by=by)
+        timeline.note("revived", payload=payload_id, by=by)
         database.on_commit(lambda: _seal(payload_id))
     return True
 

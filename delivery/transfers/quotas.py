@@ -17,7 +17,7 @@ from delivery.errors import Refused
 from delivery.models import Payload, PayloadState, Usage
 from delivery.policy import Quota
 from delivery.transfers import database, locks
-from delivery.transfers.rows import Statement
+from delivery.transfers.sql import Statement
 
 COUNT_AGAIN = datetime.timedelta(hours=1)
 MOST_BYTES, MOST_LIVE = 2**63 - 1, 2**31 - 1  # that the columns hold

@@ -22,11 +22,11 @@ from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, database, deliveries, events, names, notices, quotas
+from delivery.transfers import admission, database, deliveries, names, outbox, quotas, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
-from delivery.transfers.rows import Insert, Statement, places
+from delivery.transfers.sql import Insert, Statement, places
 from delivery.transfers.uploads import Finished
 
 UPLOAD, DELIVERY = Direction.UPLOAD.value, Direction.DELIVERY.value
@@ -188,9 +188,9 @@ def _insert(rows: list[_Row]) -> list[Arrival]:
     uploads = sorted(rows, key=lambda row: row.key)  # a client may repeat them elsewhere, in another order
     _TRANSFERS.run([*(_upload(row) for row in uploads), *(_delivery(*one) for one in made)])
     for row in rows:
-        if notices.wanted("payload_stored"):
-            notices.add("payload_stored", Payload.objects.get(pk=row.id))
-        events.note("complete", payload=row.id, transfer=row.transfer, size=len(row.offered.data))
+        if outbox.wanted("payload_stored"):
+            outbox.add("payload_stored", Payload.objects.get(pk=row.id))
+        timeline.note("complete", payload=row.id, transfer=row.transfer, size=len(row.offered.data))
     groups = {one for row in rows for one in row.addresses if one.startswith(policy.GROUP)}
     arrivals = [Arrival(f"{policy.USER}{user}", _waiting(row, user, transfer)) for row, user, transfer in made]
     return arrivals + [Arrival(address) for address in groups]  # who has subscribed without being a member

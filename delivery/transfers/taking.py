@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, PayloadState, Transfer, TransferState
-from delivery.transfers import database, events, locks
+from delivery.transfers import database, locks, timeline
 from delivery.transfers.holders import Holder
-from delivery.transfers.rows import Insert
+from delivery.transfers.sql import Insert
 
 MOST_CLIENTS = 8  # of a transfer
 
@@ -68,7 +68,7 @@ def take(batch: Sequence[Accepted]) -> list[str | Refused]:
     for one, outcome in zip(batch, outcomes, strict=True):
         if not isinstance(outcome, Refused):
             payload = rows[one.transfer].payload_id
-            events.note("accepted", payload=payload, transfer=one.transfer, position=one.position)
+            timeline.note("accepted", payload=payload, transfer=one.transfer, position=one.position)
     return outcomes
 
 

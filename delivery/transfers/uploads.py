@@ -19,10 +19,10 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import admission, database, events, locks, names, quotas
+from delivery.transfers import admission, database, locks, names, quotas, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.holders import Holder
-from delivery.transfers.rows import Statement
+from delivery.transfers.sql import Statement
 
 BUSY_SECONDS = 2.0
 _SIZE = Statement(Payload, "SELECT {size}, {max_size}, {max_stored} FROM {table} WHERE {id} = %s", "id")
@@ -139,7 +139,7 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | 
     row = Transfer(direction=Direction.UPLOAD, payload=payload, user=user, key=UUID(offer.transfer))
     _hold(row, holder, timezone.now())
     row.save(force_insert=True)
-    events.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(admitted.addresses))
+    timeline.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(admitted.addresses))
     return _opened(row, payload, displaced="", hold=False)
 
 
@@ -181,7 +181,7 @@ def _resume(
     learn(payload, offer.size, offer.sha256)
     _hold(row, holder, timezone.now())
     row.save()
-    events.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
+    timeline.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
     return _opened(row, payload, displaced, hold=payload.inline is None and not workers)
 
 
@@ -330,7 +330,7 @@ def rewind(transfer: UUID, lease: int) -> tuple[int, int]:
         _drop_beyond_gap(row)
         row.lease += 1
         row.save(update_fields=["lease"])
-    events.note("lost", payload=row.payload_id, transfer=transfer, position=row.position)
+    timeline.note("lost", payload=row.payload_id, transfer=transfer, position=row.position)
     return row.lease, row.position
 
 
@@ -345,7 +345,7 @@ def detach(transfer: UUID, session: str, *, lease: int, close_code: int | None) 
     Transfer.objects.filter(pk=transfer, session=session, lease=lease, state=TransferState.LIVE).update(
         client="", session="", channel="", waiting_for=WaitingFor.CLIENT, last_close_code=close_code
     )
-    events.note("detached", transfer=transfer, code=close_code)
+    timeline.note("detached", transfer=transfer, code=close_code)
 
 
 def waiting(transfer: UUID, lease: int, what: WaitingFor) -> None:

@@ -22,8 +22,8 @@ from delivery import deliver
 from delivery.buffer import keys, pool
 from delivery.models import Direction, Payload, Segment, Transfer
 from delivery.protocol.storing import ChunkRange
-from delivery.transfers import ending, retention, storing
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import cleanup, ending, segments
+from delivery.transfers.segments import StoreRequest
 from tests.commits import lost_at_commit
 
 SIZE = 300_000
@@ -57,7 +57,7 @@ def buffered() -> StoreRequest:
 def test_a_segment_that_was_committed_after_all_keeps_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = buffered()
     with lost_at_commit(monkeypatch, committed=True), pytest.raises(OperationalError):
-        storing.store(order, worker="test")
+        segments.store(order, worker="test")
     assert Transfer.objects.get(pk=order.transfer).position == SIZE
     assert files_in(folder) == [Segment.objects.get(payload=order.payload).name]
 
@@ -65,12 +65,12 @@ def test_a_segment_that_was_committed_after_all_keeps_its_file(folder: Path, mon
 def test_a_segment_that_was_not_committed_is_stored_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = buffered()
     with lost_at_commit(monkeypatch, committed=False), pytest.raises(OperationalError):
-        storing.store(order, worker="test")
+        segments.store(order, worker="test")
     assert not Segment.objects.exists()
-    storing.store(order, worker="test")
+    segments.store(order, worker="test")
     assert len(files_in(folder)) == 2
     ending.cancel_payload(order.payload, by="")
-    assert retention.delete_orphans(order.payload) == 1
+    assert cleanup.delete_orphans(order.payload) == 1
     assert files_in(folder) == []
 
 

@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 
 from delivery.models import Payload, Transfer, Usage
-from delivery.transfers import admission, ending, quotas, retention
+from delivery.transfers import admission, cleanup, ending, quotas
 from tests.conformance.peer import Peer
 from tests.hostile import policy
 from tests.hostile.conftest import Open, Target
@@ -135,7 +135,7 @@ async def _cancelled_by_the_site(wire: Wire, transfer: str, payload: Payload, si
 async def _expired(wire: Wire, transfer: str, payload: Payload, site: Site) -> None:
     def expire() -> None:
         Transfer.objects.filter(payload=payload).update(expires_at=timezone.now())
-        retention.sweep()
+        cleanup.sweep()
 
     await site.run(expire)
 

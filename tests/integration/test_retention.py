@@ -17,7 +17,7 @@ from delivery import deliver
 from delivery.errors import StorageUnavailable
 from delivery.models import Event, Payload, Segment, SweepMark, Transfer
 from delivery.storage import files
-from delivery.transfers import cancel_transfer, retention
+from delivery.transfers import cancel_transfer, cleanup
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer
 from tests.stack import Person, Site
@@ -38,7 +38,7 @@ async def stored_chunk(peer: Peer, **members: object) -> tuple[int, str]:
 async def test_a_payload_expires_with_its_files(site: Site, alice: Person) -> None:
     payload = await site.run(lambda: deliver(DATA, alice.address, expires=datetime.timedelta(seconds=-1)))
     assert site.stack.files_of(payload.pk)
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     row = await site.payload(payload.pk)
     assert row.state == "expired"
     assert not (site.stack.payload_folder / str(payload.pk)).exists()
@@ -58,7 +58,7 @@ async def test_an_expired_payload_is_not_offered_even_before_the_sweep(
 async def test_payloads_that_have_time_left_stay(site: Site, alice: Person) -> None:
     kept = await site.run(deliver, DATA)
     waiting = await site.run(deliver, DATA, alice.address)
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     for payload in (kept, waiting):
         assert (await site.payload(payload.pk)).state == "complete"
         assert site.stack.files_of(payload.pk)
@@ -73,7 +73,7 @@ async def test_an_unfinished_upload_expires_after_its_last_progress(
     row = await site.upload_row(transfer)
     await site.until(lambda: Transfer.objects.get(pk=row.pk).position, what="stored chunk")
     await site.run(Transfer.objects.filter(pk=row.pk).update, expires_at=timezone.now())
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     assert (await site.payload(row.payload_id)).state == "expired"
     await site.until(lambda: not site.stack.files_of(row.payload_id), what="freed files")
     again = await connect(alice)
@@ -94,7 +94,7 @@ async def test_files_without_rows_of_an_ended_upload_are_deleted(connect: Connec
     await site.run(SweepMark.objects.all().delete)
     await site.run(leave_orphan)
     assert len(site.stack.files_of(done["payload"])) == 2
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     assert site.stack.files_of(done["payload"]) == [good]
 
 
@@ -120,9 +120,9 @@ async def test_files_without_rows_are_found_however_long_nobody_swept(
     await site.run(leave_orphans)
     with monkeypatch.context() as patched:
         patched.setattr(files, "names", refuse)
-        await site.run(retention.sweep)
+        await site.run(cleanup.sweep)
     assert orphans() == 2
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     assert orphans() == 0
 
 
@@ -133,7 +133,7 @@ async def test_folders_of_the_sites_own_in_a_shared_storage_are_left_alone(site:
     path.write_bytes(DATA)
     yesterday = time.time() - 2 * DAY.total_seconds()
     os.utime(path, (yesterday, yesterday))
-    await site.run(retention.delete_lost)
+    await site.run(cleanup.delete_lost)
     assert path.exists()
     shutil.rmtree(theirs)
 
@@ -147,7 +147,7 @@ async def test_files_that_nobody_deleted_when_their_payload_ended_are_deleted(
         patched.setattr(files, "delete", lambda _alias, _name: False)
         await site.run(payload.discard)
     assert site.stack.files_of(payload.pk)
-    await site.run(retention.delete_lost)
+    await site.run(cleanup.delete_lost)
     assert not (site.stack.payload_folder / str(payload.pk)).exists()
 
 
@@ -163,7 +163,7 @@ async def test_a_step_of_the_sweep_that_fails_keeps_none_of_the_others(
     monkeypatch.setattr(files, "names", fail)
     await site.run(SweepMark.objects.all().delete)
     with pytest.raises(LookupError):
-        await site.run(retention.sweep)
+        await site.run(cleanup.sweep)
     assert (await site.payload(payload.pk)).state == "expired"
     assert not await site.run(Event.objects.filter(pk=event.pk).exists)
 
@@ -173,7 +173,7 @@ async def test_files_of_a_live_upload_are_left_alone(connect: Connect, site: Sit
     _, transfer = await stored_chunk(peer)
     row = await site.upload_row(transfer)
     await site.run(storages["delivery"].save, f"{row.payload_id}/0-9-being-written", ContentFile(b"soon a segment"))
-    assert await site.run(retention.delete_orphans, row.payload_id) == 0
+    assert await site.run(cleanup.delete_orphans, row.payload_id) == 0
     assert site.stack.files_of(row.payload_id)
 
 
@@ -186,14 +186,14 @@ async def test_a_payload_that_nobody_seals_is_sealed_by_the_sweep(connect: Conne
         )
 
     await site.run(unseal)
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     await site.until(lambda: Payload.objects.get(pk=payload.pk).state == "complete", what="sealed payload")
 
 
 async def test_old_events_are_forgotten(site: Site) -> None:
     event = await site.run(Event.objects.create, at=timezone.now() - 31 * DAY, kind="test")
     young = await site.run(Event.objects.create, at=timezone.now() - 29 * DAY, kind="test")
-    await site.run(retention.sweep)
+    await site.run(cleanup.sweep)
     assert not await site.run(Event.objects.filter(pk=event.pk).exists)
     assert await site.run(Event.objects.filter(pk=young.pk).exists)
 
@@ -225,7 +225,7 @@ async def test_files_of_a_payload_that_never_got_a_row_are_deleted_a_day_later(s
     os.utime(folder / str(lost) / "0-0-abc", (yesterday, yesterday))
     (folder / str(empty)).mkdir()  # by a task that came too late
     os.utime(folder / str(empty), (yesterday, yesterday))
-    assert await site.run(retention.delete_lost) == 1
+    assert await site.run(cleanup.delete_lost) == 1
     assert not (folder / str(lost)).exists()
     assert not (folder / str(empty)).exists()
     assert (folder / str(fresh) / "0-0-abc").exists()

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from delivery import deliver, signals
 from delivery.models import Direction, Notice, Payload, Transfer
-from delivery.transfers import cancel_payload, deliveries, expire_payload, notices
+from delivery.transfers import cancel_payload, deliveries, expire_payload, outbox
 from tests.stack import Stack, services_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -50,7 +50,7 @@ def listen() -> Iterator[Callable[..., None]]:
 def announce_all() -> None:
     """Do what the workers' tasks would: announce every notice, due or not."""
     for pk in list(Notice.objects.values_list("pk", flat=True)):
-        notices.announce(pk)
+        outbox.announce(pk)
 
 
 def test_payload_stored_comes_once_with_the_payload(listen: Callable[..., None]) -> None:

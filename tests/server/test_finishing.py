@@ -16,7 +16,7 @@ from django.utils import timezone
 from delivery.buffer import leases
 from delivery.models import Payload, PayloadState
 from delivery.server import finishing
-from delivery.transfers import sealing
+from delivery.transfers import digests
 
 PROMISED_SECONDS = 10.0
 DATA = b"sealed by somebody else"
@@ -30,7 +30,7 @@ class Asking:
         self._now = now
 
     async def db(self, function: Any, *arguments: Any) -> Any:
-        return (PayloadState.SEALING, 0, "", "") if function is finishing.completing.outcome else None
+        return (PayloadState.SEALING, 0, "", "") if function is finishing.outcomes.outcome else None
 
     async def publish(self, *arguments: Any, **named: Any) -> None:
         self.asked_at.append(self._now())
@@ -66,25 +66,25 @@ def _state_after(payload: Payload, seconds: float) -> str:
     """Return the state once a task came `seconds` after the last heartbeat of the other one."""
     payload.sealing_at = timezone.now() - datetime.timedelta(seconds=seconds)
     payload.save()
-    sealing.seal(payload.pk, worker="test")
+    digests.seal(payload.pk, worker="test")
     payload.refresh_from_db()
     return str(payload.state)
 
 
 async def test_a_killed_sealing_is_taken_up_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sealing.DEAD_AFTER_SECONDS + await _longest_wait(monkeypatch) < PROMISED_SECONDS
+    assert digests.DEAD_AFTER_SECONDS + await _longest_wait(monkeypatch) < PROMISED_SECONDS
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_sealing_whose_heartbeat_stopped_is_taken_up(valkey: None, being_sealed: Payload) -> None:
-    assert _state_after(being_sealed, 3 * sealing.HEARTBEAT_SECONDS) == "sealing"
-    assert _state_after(being_sealed, sealing.DEAD_AFTER_SECONDS + 0.1) == "complete"
+    assert _state_after(being_sealed, 3 * digests.HEARTBEAT_SECONDS) == "sealing"
+    assert _state_after(being_sealed, digests.DEAD_AFTER_SECONDS + 0.1) == "complete"
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_sealing_that_is_taken_up_waits_for_nothing_that_the_dead_one_held(
     valkey: None, being_sealed: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealing.hashing.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
+    monkeypatch.setattr(digests.hashing.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
     leases.hold_digest(being_sealed.pk)
-    assert _state_after(being_sealed, sealing.DEAD_AFTER_SECONDS + 0.1) == "complete"
+    assert _state_after(being_sealed, digests.DEAD_AFTER_SECONDS + 0.1) == "complete"

@@ -19,7 +19,7 @@ from delivery.protocol.receiver import Receiver, Terms
 from delivery.server import upload as module
 from delivery.server.store_requests import StoreTasks
 from delivery.server.upload import Intake, Reports
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers.segments import StoreRequest
 
 CHUNK = 4096
 CHUNKS = 3

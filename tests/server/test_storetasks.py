@@ -14,7 +14,7 @@ from delivery.errors import BufferUnavailable
 from delivery.protocol.storing import ChunkRange
 from delivery.server import store_requests
 from delivery.server.store_requests import MOST_RUNS, StoreTasks
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers.segments import StoreRequest
 
 MIB = 1024 * 1024
 SEGMENT = 16 * MIB

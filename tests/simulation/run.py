@@ -26,7 +26,7 @@ from delivery.client import client as client_module
 from delivery.errors import DeliveryError
 from delivery.server import web_process
 from delivery.storage import files
-from delivery.transfers import completing, events, retention, sealing, storing
+from delivery.transfers import cleanup, digests, outcomes, segments, timeline
 from tests.simulation.loop import Proc, SimulationLoop, Stuck, running
 from tests.simulation.world import Subscriber, World, _webs, current_process, make_client
 
@@ -80,7 +80,7 @@ def simulate(seed: int) -> Outcome:
 
 
 def _empty() -> None:
-    events._waiting.clear()
+    timeline._waiting.clear()
     with connection.cursor() as cursor:
         for model in (
             *(models.Event, models.Notice, models.Attachment, models.ClientPosition, models.Transfer),
@@ -113,9 +113,9 @@ def _in_place(world: World) -> Iterator[None]:
         for name in ("write", "opened", "delete", "names", "look"):
             put(files, name, getattr(world, name))
         put(files, "delete_folder", lambda alias, payload: None)
-        put(storing, "MOST_LOOKS", 1)  # nothing else gets on while a task waits
-        put(storing, "_commit", world.commit_later(storing._commit))
-        put(sealing.completing, "complete", world.complete_later(completing.complete))
+        put(segments, "MOST_LOOKS", 1)  # nothing else gets on while a task waits
+        put(segments, "_commit", world.commit_later(segments._commit))
+        put(digests.outcomes, "complete", world.complete_later(outcomes.complete))
         put(web_process, "current", current_process)
         put(web_process, "Subscriber", Subscriber)
         put(client_module, "dial", world.dial)
@@ -412,7 +412,7 @@ class Run:
             if usage.live != 0:
                 self.problem(f"the quota counts {usage.live} live uploads")
         for pk in models.Payload.objects.values_list("pk", flat=True):
-            retention.delete_orphans(pk)
+            cleanup.delete_orphans(pk)
         named = set(models.Segment.objects.values_list("name", flat=True))
         if orphans := set(self.world.files) - named:
             self.problem(f"orphan files: {sorted(orphans)}")

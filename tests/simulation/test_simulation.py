@@ -16,7 +16,7 @@ from delivery.protocol.heartbeat import Heartbeat
 from delivery.protocol.loss_probe import LossProbe
 from delivery.protocol.receiver import Receiver
 from delivery.server.upload import Intake
-from delivery.transfers import storing
+from delivery.transfers import segments
 from tests.simulation.run import simulate
 
 FIRST = int(os.environ.get("SIMULATION_FROM", "0"))
@@ -39,8 +39,8 @@ async def _ack_what_is_only_buffered(self: Intake) -> None:
     self._reports.changed()
 
 
-def _joined_over_gaps(position: int, segments: list[storing.Run]) -> int:
-    return max(position, *(sum(segment) for segment in segments))
+def _joined_over_gaps(position: int, runs: list[segments.Run]) -> int:
+    return max(position, *(sum(run) for run in runs))
 
 
 def _takes_what_follows_a_gap(self: Receiver, seq: int, length: int) -> None:
@@ -87,7 +87,7 @@ def test_all_ends_well_with_servers_of_before(rows: None, monkeypatch: pytest.Mo
     ("owner", "name", "broken", "seeds"),
     [
         (Intake, "_flush_some", _ack_what_is_only_buffered, range(5)),
-        (storing, "_joined", _joined_over_gaps, range(5)),
+        (segments, "_joined", _joined_over_gaps, range(5)),
         (Receiver, "_check_place", _takes_what_follows_a_gap, range(100)),
         (LossProbe, "ping_due", _never_looks_for_losses, range(100)),
     ],

@@ -28,9 +28,9 @@ from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.server import web_process
 from delivery.server.consumer import DeliveryConsumer
 from delivery.server.writer import ConnectionClosed
-from delivery.transfers import retention, sealing, staging, storing
-from delivery.transfers.following import Following
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import cleanup, digests, ranges, segments
+from delivery.transfers.handover import Following
+from delivery.transfers.segments import StoreRequest
 from tests.simulation import wire
 from tests.simulation.fake_redis import AsyncClient, Store
 from tests.simulation.fake_redis import Client as RedisClient
@@ -171,15 +171,15 @@ class World:
             for one in (arguments, *arguments.get("more", ())):
                 self._store(StoreRequest.of(one), name)
         elif task == dispatch.STAGE:
-            staging.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=arguments["count"])
+            ranges.stage(UUID(arguments["payload"]), arguments["range"], worker=name, count=arguments["count"])
         elif task == dispatch.SEAL:
-            sealing.seal(UUID(arguments["payload"]), worker=name)
+            digests.seal(UUID(arguments["payload"]), worker=name)
 
     def _store(self, order: StoreRequest, name: str) -> None:
         """Store a run, and later those that were handed over meanwhile, as one task does."""
         following = Following(order, quick=self.chance.random() < 0.5)
         self._written = False
-        storing.store(order, worker=name, following=following)
+        segments.store(order, worker=name, following=following)
         if not self._written:
             self._go_on(following, name)
 
@@ -212,7 +212,7 @@ class World:
     async def sweep(self) -> None:
         while True:
             await asyncio.sleep(30.0)
-            retention.sweep()
+            cleanup.sweep()
 
     # -- Storage -----------------------------------------------------------------------------------------------------
 

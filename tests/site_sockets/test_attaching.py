@@ -24,7 +24,7 @@ SMALL, MEDIUM, LARGE = b"inline", b"m" * 1_000_000, b"l" * (SEGMENT + 1_000_000)
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     """What the site's own code raises is logged, here on purpose."""
-    caplog.set_level(logging.CRITICAL, "delivery.transfers.attaching")
+    caplog.set_level(logging.CRITICAL, "delivery.transfers.attachments")
 
 
 def new_scan() -> Any:
@@ -45,17 +45,17 @@ def content(file: Any) -> bytes:
 def compose_all() -> None:
     """Do what is ordered, as the task does, in this process."""
     from delivery.models import Attachment
-    from delivery.transfers import attaching
+    from delivery.transfers import attachments
 
     for row in list(Attachment.objects.all()):
-        attaching.compose(row.pk)
+        attachments.compose(row.pk)
 
 
 def without_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the task lost on its way."""
-    from delivery.transfers import attaching
+    from delivery.transfers import attachments
 
-    monkeypatch.setattr(attaching, "_publish", lambda pk: None)
+    monkeypatch.setattr(attachments, "_publish", lambda pk: None)
 
 
 def everything_due() -> None:
@@ -180,14 +180,14 @@ async def test_a_lost_task_is_made_up_for_by_the_sweep(site, monkeypatch):
     without_worker(monkeypatch)
 
     def attach() -> None:
-        from delivery.transfers import retention
+        from delivery.transfers import cleanup
 
         scan, payload = new_scan(), deliver(SMALL)
         payload.attach(scan, "elsewhere")
-        retention.sweep()
+        cleanup.sweep()
         assert not again(scan).elsewhere  # not yet due: the task may still come
         everything_due()
-        retention.sweep()
+        cleanup.sweep()
         assert content(again(scan).elsewhere) == SMALL
 
     await site.run(attach)
@@ -198,15 +198,15 @@ async def test_composing_twice_leaves_one_file(site, monkeypatch, chat_stack):
 
     def attach() -> None:
         from delivery.models import Attachment
-        from delivery.transfers import attaching
+        from delivery.transfers import attachments
 
         scan, payload = new_scan(), deliver(SMALL, name="twice.txt")
         payload.attach(scan, "elsewhere")
         row = Attachment.objects.get()
-        attaching._compose(row)
+        attachments._compose(row)
         name = again(scan).elsewhere.name
         row = Attachment(pk=row.pk or 0, payload=payload, model="shelf.Scan", object_pk=str(scan.pk), field="elsewhere")
-        attaching._compose(row)  # a second task, that began before the first was through
+        attachments._compose(row)  # a second task, that began before the first was through
         assert again(scan).elsewhere.name == name
         assert len(list((chat_stack.var / "media" / "scans").glob("twice*"))) == 1
 
@@ -284,13 +284,13 @@ async def test_code_of_the_site_that_fails_is_tried_again_later_and_holds_up_nob
 
     def attach() -> None:
         from delivery.models import Attachment
-        from delivery.transfers import retention
+        from delivery.transfers import cleanup
 
         broken, well, payload = new_scan(), new_scan(), deliver(SMALL)
         payload.attach(broken, "broken")
         payload.attach(well, "elsewhere")
         everything_due()
-        retention.sweep()
+        cleanup.sweep()
         assert content(again(well).elsewhere) == SMALL
         row = Attachment.objects.get()
         assert (row.error, row.attempts) == ("ValueError", 1)
@@ -341,7 +341,7 @@ async def test_a_name_that_no_storage_takes_becomes_another(site, monkeypatch, n
 
 async def test_a_file_that_was_changed_afterwards_fails_visibly(site, chat_stack):
     def attach() -> None:
-        from delivery.transfers import staging
+        from delivery.transfers import ranges
 
         scan, payload = new_scan(), deliver(MEDIUM)
         payload.attach(scan, "beside")
@@ -349,7 +349,7 @@ async def test_a_file_that_was_changed_afterwards_fails_visibly(site, chat_stack
         os.utime(scan.beside.path, (1, 1))
         with again(payload).open() as file, pytest.raises(IntegrityError):
             file.read(1)
-        staging.stage(payload.pk, 0, worker="")
+        ranges.stage(payload.pk, 0, worker="")
         assert (again(payload).state, again(payload).failure) == ("failed", "digest")
         assert Path(scan.beside.path).exists()  # the site's, not ours to delete
 
@@ -385,19 +385,19 @@ async def test_what_is_attached_is_never_swept(site, monkeypatch, chat_stack):
 
     def attach() -> None:
         from delivery.models import Payload
-        from delivery.transfers import retention
+        from delivery.transfers import cleanup
 
         handed, composed = new_scan(), new_scan()
         payloads = [deliver(MEDIUM, to=user.address, expires=datetime.timedelta(seconds=-1)) for _ in range(2)]
         payloads[0].attach(handed, "beside")
         payloads[1].attach(composed, "elsewhere")
-        retention.sweep()
+        cleanup.sweep()
         compose_all()
         later = timezone.now() + datetime.timedelta(days=1, minutes=5)
         monkeypatch.setattr(timezone, "now", lambda: later)
-        retention.sweep()
+        cleanup.sweep()
         for payload in payloads:
-            retention.delete_orphans(payload.pk)
+            cleanup.delete_orphans(payload.pk)
         assert content(again(handed).beside) == MEDIUM
         assert content(again(composed).elsewhere) == MEDIUM
         assert set(Payload.objects.filter(pk__in=[one.pk for one in payloads]).values_list("state", flat=True)) == {
@@ -409,12 +409,12 @@ async def test_what_is_attached_is_never_swept(site, monkeypatch, chat_stack):
 
 async def test_the_sites_file_outlives_its_payload(site):
     def attach() -> None:
-        from delivery.transfers import retention
+        from delivery.transfers import cleanup
 
         scan, payload = new_scan(), deliver(MEDIUM)
         payload.attach(scan, "beside")
         payload.discard()
-        retention.delete_lost()
+        cleanup.delete_lost()
         assert content(again(scan).beside) == MEDIUM
 
     await site.run(attach)
@@ -424,14 +424,14 @@ async def test_the_sites_file_outlives_the_row_of_its_payload(site, monkeypatch)
     """It lies in our folder, which looks like one that `deliver()` left behind when it was killed."""
 
     def attach() -> None:
-        from delivery.transfers import retention
+        from delivery.transfers import cleanup
 
         scan, payload = new_scan(), deliver(MEDIUM)
         payload.attach(scan, "beside")
         payload.delete()
         later = timezone.now() + datetime.timedelta(days=2)
         monkeypatch.setattr(timezone, "now", lambda: later)
-        retention.delete_lost()
+        cleanup.delete_lost()
         assert content(again(scan).beside) == MEDIUM
 
     await site.run(attach)

@@ -16,7 +16,7 @@ from django.utils import timezone
 from delivery.errors import Refused
 from delivery.models import Address, ClientPosition, Event, Notice, Payload, Transfer
 from delivery.policy import Quota
-from delivery.transfers import completing, deliveries, events, locks, quotas, taking
+from delivery.transfers import deliveries, locks, outcomes, quotas, taking, timeline
 from delivery.transfers.taking import Accepted
 from tests.transfers.test_locks import HOLDER, alice, blocked, complete_payload, delivery, elsewhere
 
@@ -31,12 +31,12 @@ pytestmark = [
 @pytest.mark.parametrize("of", ["payload", "transfer", "user"])
 def test_what_events_tell_of_is_deleted_while_they_are_written(alice: User, of: str) -> None:
     row = delivery(complete_payload(owner=alice), alice)
-    events.write()  # what earlier tests noted
+    timeline.write()  # what earlier tests noted
     gone: models.Model = {"payload": row.payload, "transfer": row, "user": alice}[of]
     with transaction.atomic():
-        events.note("resumed", payload=row.payload_id, transfer=row.pk)
+        timeline.note("resumed", payload=row.payload_id, transfer=row.pk)
     with transaction.atomic():
-        events.write()
+        timeline.write()
         elsewhere(gone.delete).result(10)
     assert Event.objects.filter(kind="resumed").count() == 1
 
@@ -82,7 +82,7 @@ def test_a_payload_that_has_just_been_deleted_is_not_delivered_to_a_subscriber(a
 
 def test_a_user_is_deleted_while_a_payload_for_them_completes(alice: User) -> None:
     with transaction.atomic():
-        completing.create_for_users(complete_payload(), [alice.pk])
+        outcomes.create_for_users(complete_payload(), [alice.pk])
         deleting = blocked(alice.delete)
     deleting.result(10)
     assert not Transfer.objects.exists()
@@ -93,7 +93,7 @@ def test_a_payload_completes_although_one_of_its_recipients_has_just_been_delete
     bob, payload = User.objects.create_user("bob"), complete_payload()
     with transaction.atomic():
         User.objects.filter(pk=alice.pk).delete()
-        completing_now = blocked(completing.create_for_users, payload, [alice.pk, bob.pk])
+        completing_now = blocked(outcomes.create_for_users, payload, [alice.pk, bob.pk])
     completing_now.result(10)
     assert Transfer.objects.get().user == bob
 
@@ -114,7 +114,7 @@ def test_users_are_deleted_while_they_send_and_receive() -> None:
                         quotas.reserve(first, Quota(), 5, live=False)
                         payload = complete_payload(owner=first, reserved=5)
                         Notice.objects.create(signal="payload_stored", payload=payload, due_at=timezone.now())
-                        completing.create_for_users(payload, [first.pk, last.pk])
+                        outcomes.create_for_users(payload, [first.pk, last.pk])
                 except (IntegrityError, Refused):
                     pass  # the sender was deleted
         except Exception as error:  # noqa: BLE001 - shown below

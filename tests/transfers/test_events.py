@@ -12,22 +12,22 @@ from django.contrib.auth.models import User
 from django.db import connections, transaction
 
 from delivery.models import Event, Payload
-from delivery.transfers import events
+from delivery.transfers import timeline
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
 def payload() -> Iterator[Payload]:
-    events.write()
+    timeline.write()
     yield Payload.objects.create(owner=User.objects.create_user("alice"), size=5)
-    events.write()
+    timeline.write()
 
 
 def _noted_and_written(payload: uuid.UUID) -> None:
     try:
-        events.note("stored", payload=payload)
-        events.write()
+        timeline.note("stored", payload=payload)
+        timeline.write()
     finally:
         connections.close_all()
 
@@ -40,7 +40,7 @@ def test_a_transaction_does_not_wait_for_a_thread_that_waits_for_it(payload: Pay
             other = pool.submit(_noted_and_written, payload.pk)
             time.sleep(0.3)  # on SQLite it waits for the end of this transaction now
             began = time.monotonic()
-            events.write()
+            timeline.write()
             assert time.monotonic() - began < 5
         other.result(timeout=30)
     assert Event.objects.filter(payload=payload.pk, kind="stored").count() == 1
@@ -50,36 +50,36 @@ def test_nothing_is_lost_or_doubled_by_threads_that_write_at_once(payload: Paylo
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(_noted_and_written, payload.pk) for _ in range(40)]:
             done.result(timeout=30)
-    events.write()
+    timeline.write()
     assert Event.objects.filter(payload=payload.pk, kind="stored").count() == 40
 
 
 def test_what_a_rolled_back_transaction_noted_is_not_written(payload: Payload) -> None:
     with transaction.atomic():
-        events.note("stored", payload=payload.pk)
+        timeline.note("stored", payload=payload.pk)
         transaction.set_rollback(True)
-    events.write()
+    timeline.write()
     assert not Event.objects.filter(payload=payload.pk).exists()
 
 
 def test_what_a_peer_repeats_for_ever_is_bounded_and_the_newest_stay(payload: Payload) -> None:
     transfer = uuid.uuid4()
-    events.note("begun", payload=payload.pk, transfer=transfer)
+    timeline.note("begun", payload=payload.pk, transfer=transfer)
     for lease in range(250):
-        events.note("resumed", payload=payload.pk, transfer=transfer, lease=lease)
-        events.note("detached", transfer=transfer)
+        timeline.note("resumed", payload=payload.pk, transfer=transfer, lease=lease)
+        timeline.note("detached", transfer=transfer)
         if lease % 40 == 0:
-            events.write()
-    events.write()
+            timeline.write()
+    timeline.write()
     kept = Event.objects.filter(transfer=transfer).order_by("pk")
-    assert kept.count() == events.MOST_REPEATED + 1
+    assert kept.count() == timeline.MOST_REPEATED + 1
     assert kept[0].kind == "begun"
     assert [one.detail["lease"] for one in kept if one.kind == "resumed"] == list(range(200, 250))
 
 
 def test_repeated_events_of_a_payload_alone_are_bounded_too(payload: Payload) -> None:
     for _ in range(3):
-        for _ in range(events.MOST_REPEATED):
-            events.note("unsealed", payload=payload.pk)
-        events.write()
-    assert Event.objects.filter(payload=payload.pk).count() == events.MOST_REPEATED
+        for _ in range(timeline.MOST_REPEATED):
+            timeline.note("unsealed", payload=payload.pk)
+        timeline.write()
+    assert Event.objects.filter(payload=payload.pk).count() == timeline.MOST_REPEATED

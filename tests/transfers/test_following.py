@@ -10,8 +10,8 @@ from asgiref.sync import async_to_sync
 
 from delivery.buffer import chunks, leases, pool
 from delivery.models import Segment, Transfer
-from delivery.transfers import following, storing
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import handover, segments
+from delivery.transfers.segments import StoreRequest
 from tests.transfers.test_storing import DATA, RUN, buffered, stored, upload
 
 __all__ = ["upload"]
@@ -21,24 +21,24 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @async_to_sync
 async def give(order: StoreRequest) -> bool:
     try:
-        return await leases.ahand_over(order.payload, order.lease, following.packed(order))
+        return await leases.ahand_over(order.payload, order.lease, handover.packed(order))
     finally:
         await pool.aclose()
 
 
 def at_settling(monkeypatch: pytest.MonkeyPatch, act: Callable[[StoreRequest], None]) -> None:
     """Have `act` called with each order once it is stored, and before its task looks for more."""
-    settle = storing._settle
+    settle = segments._settle
 
     def settling(order: StoreRequest, *args: Any, **kwargs: Any) -> None:
         settle(order, *args, **kwargs)
         act(order)
 
-    monkeypatch.setattr(storing, "_settle", settling)
+    monkeypatch.setattr(segments, "_settle", settling)
 
 
 def run(*orders: StoreRequest, draining: bool = False) -> None:
-    following.store_all(orders, worker="bee", draining=lambda: draining)
+    handover.store_all(orders, worker="bee", draining=lambda: draining)
 
 
 def test_runs_that_come_while_one_is_hashed_are_stored_by_the_same_task(
@@ -59,14 +59,14 @@ def test_a_run_that_comes_while_one_is_being_stored_waits_for_a_quick_task(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bool] = []
-    commit = storing._commit
+    commit = segments._commit
 
     def committing(order: StoreRequest, *args: Any) -> None:
         if order.chunks.start < 6:
             taken.append(give(buffered(upload, order.chunks.start // 3 + 1)))
         commit(order, *args)
 
-    monkeypatch.setattr(storing, "_commit", committing)
+    monkeypatch.setattr(segments, "_commit", committing)
     run(buffered(upload, 0), buffered(upload, 1))
     assert taken == [False, True]  # before the first one is stored, nobody knows how quick it is
     assert stored(upload) == DATA
@@ -74,7 +74,7 @@ def test_a_run_that_comes_while_one_is_being_stored_waits_for_a_quick_task(
 
 def test_a_slow_storage_keeps_each_run_a_task_of_its_own(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
-    monkeypatch.setattr(following, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(handover, "QUICK_SECONDS", 0.0)
     at_settling(monkeypatch, lambda _: taken.append(give(buffered(upload, 1))))
     run(buffered(upload, 0))
     assert taken == [False]
@@ -92,7 +92,7 @@ def test_a_task_ends_after_a_number_of_runs_and_leaves_none_of_them(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bool] = []
-    monkeypatch.setattr(following, "MOST_RUNS", 2)
+    monkeypatch.setattr(handover, "MOST_RUNS", 2)
     at_settling(monkeypatch, lambda order: taken.append(give(buffered(upload, order.chunks.start // 3 + 1))))
     run(buffered(upload, 0))
     assert taken == [True, False]
@@ -102,14 +102,14 @@ def test_a_task_ends_after_a_number_of_runs_and_leaves_none_of_them(
 def test_a_run_that_fails_does_not_keep_the_others_from_being_stored(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = storing._commit
+    commit = segments._commit
 
     def failing(order: StoreRequest, *args: Any) -> None:
         if order.chunks.start == 0:
             raise OSError("the database is gone")
         commit(order, *args)
 
-    monkeypatch.setattr(storing, "_commit", failing)
+    monkeypatch.setattr(segments, "_commit", failing)
     with pytest.raises(OSError, match="database"):
         run(buffered(upload, 0), buffered(upload, 1))
     assert Segment.objects.get().offset == buffered(upload, 1).offset

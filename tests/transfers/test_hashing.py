@@ -17,7 +17,7 @@ from django.test import override_settings
 from delivery.buffer import leases
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import hashing, sealing
+from delivery.transfers import digests, hashing
 
 SEGMENT = 300_000
 DATA = os.urandom(3 * SEGMENT + 17)
@@ -73,7 +73,7 @@ class _Counting:
 
 
 def sealed(payload: Payload) -> str:
-    sealing.seal(payload.pk, worker="test")
+    digests.seal(payload.pk, worker="test")
     payload.refresh_from_db()
     return str(payload.state)
 

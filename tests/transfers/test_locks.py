@@ -21,11 +21,11 @@ from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
 from delivery.transfers import (
     admission,
-    completing,
     deliveries,
     ending,
     forgetting,
     locks,
+    outcomes,
     quotas,
     small,
     taking,
@@ -67,7 +67,7 @@ def upload(alice: User) -> Transfer:
 
 
 def delivery(payload: Payload, user: User) -> Transfer:
-    row = completing.delivery_of(payload, user.pk)
+    row = outcomes.delivery_of(payload, user.pk)
     row.save(force_insert=True)
     return row
 
@@ -149,7 +149,7 @@ def test_a_lease_that_is_raised_meanwhile_is_noticed(upload: Transfer) -> None:
 def test_an_upload_that_completes_while_it_is_offered_again_is_finished(alice: User, upload: Transfer) -> None:
     offer = UploadOffer(transfer=str(upload.key), handle=1, name="x", size=5, chunk_size=4096)
     with transaction.atomic():
-        assert completing.complete(upload.payload_id, "0" * 64)
+        assert outcomes.complete(upload.payload_id, "0" * 64)
         opening = blocked(uploads.open_upload, alice, HOLDER, offer, ADMITTED, workers=True)
     assert opening.result(10) == uploads.Finished(upload.payload_id, 5, "0" * 64)
 

@@ -19,7 +19,7 @@ from delivery import dispatch
 from delivery.errors import StorageUnavailable, StoredFileMissing
 from delivery.models import Event, MissingFile, Payload, PayloadState, Segment, Usage
 from delivery.storage import files
-from delivery.transfers import completing, ending, events, missing_files, retention, sealing, staging
+from delivery.transfers import cleanup, digests, ending, missing_files, outcomes, ranges, timeline
 
 DATA = b"twelve bytes"
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
@@ -50,7 +50,7 @@ def remove(root: Path, payload: Payload) -> None:
 
 
 def wanted(payload: Payload) -> None:
-    staging.stage(payload.pk, 0, worker="")
+    ranges.stage(payload.pk, 0, worker="")
 
 
 def tried(times: int, *, minutes: float) -> None:
@@ -171,7 +171,7 @@ def test_a_root_that_does_not_answer_keeps_a_payload(root: Path) -> None:
 def test_an_upload_whose_file_is_gone_before_it_is_checked_fails_too(root: Path) -> None:
     payload, _ = stored(state=PayloadState.SEALING, completed_at=None), stored()
     remove(root, payload)
-    sealing.seal(payload.pk, worker="")
+    digests.seal(payload.pk, worker="")
     tried(missing_files.LEAST_TRIES, minutes=11)
     assert state(payload) == "failed"
 
@@ -213,7 +213,7 @@ def bring_back(root: Path, payload: Payload, aside: Path) -> None:
 def test_what_is_revived_is_checked_and_delivered_to_who_had_not_received_it(root: Path) -> None:
     alice, bob = User.objects.create_user("alice"), User.objects.create_user("bob")
     payload, _ = stored(), stored()
-    completing.create_for_users(payload, [alice.pk, bob.pk])
+    outcomes.create_for_users(payload, [alice.pk, bob.pk])
     payload.deliveries.filter(user=bob).update(state="done")
     Payload.objects.filter(pk=payload.pk).update(sha256=_digest())
     path, aside = root / payload.segments.get().name, root / "aside"
@@ -228,12 +228,12 @@ def test_what_is_revived_is_checked_and_delivered_to_who_had_not_received_it(roo
     aside.rename(path)
     assert missing_files.revive(payload.pk, by="user:1")
     assert not missing_files.revive(payload.pk, by="user:1")
-    sealing.seal(payload.pk, worker="")
+    digests.seal(payload.pk, worker="")
     assert state(payload) == "complete"
     again = payload.deliveries.get(user=alice)
     assert (again.state, again.pk != before.pk) == ("live", True)
     assert payload.deliveries.get(user=bob).state == "done"
-    events.write()
+    timeline.write()
     kinds = list(Event.objects.filter(payload=payload).order_by("pk").values_list("kind", flat=True))
     assert [kind for kind in kinds if kind in ("missing", "failed", "revived", "complete")] == [
         *("missing", "failed", "revived", "complete")
@@ -245,12 +245,12 @@ def test_other_bytes_in_the_place_of_a_file_fail_the_payload_again_and_nothing_i
     path = root / payload.segments.get().name
     path.write_bytes(DATA[::-1])
     assert missing_files.revive(payload.pk, by="")
-    sealing.seal(payload.pk, worker="")
+    digests.seal(payload.pk, worker="")
     assert state(payload) == "failed"
     path.unlink()
     bring_back(root, payload, aside)
     assert missing_files.revive(payload.pk, by="")
-    sealing.seal(payload.pk, worker="")
+    digests.seal(payload.pk, worker="")
     assert state(payload) == "complete"
 
 
@@ -262,7 +262,7 @@ def test_quotas_are_charged_for_what_is_revived(root: Path) -> None:
     assert (usage.stored, usage.live) == (0, 0)
     bring_back(root, payload, aside)
     missing_files.revive(payload.pk, by="")
-    sealing.seal(payload.pk, worker="")
+    digests.seal(payload.pk, worker="")
     usage.refresh_from_db()
     assert (state(payload), usage.stored, usage.live) == ("complete", len(DATA), 0)
 
@@ -272,7 +272,7 @@ def test_what_is_kept_goes_with_its_time_or_when_it_is_cancelled(root: Path) -> 
     expired, _ = failed(root, expires_at=timezone.now() - datetime.timedelta(seconds=1))
     kept, _ = failed(root)
     assert ending.cancel_payload(cancelled.pk, by="")
-    retention.sweep()
+    cleanup.sweep()
     assert [state(one) for one in (cancelled, expired, kept)] == ["cancelled", "expired", "failed"]
     assert set(Segment.objects.values_list("payload", flat=True)) & {cancelled.pk, expired.pk, kept.pk} == {kept.pk}
     assert not missing_files.revive(cancelled.pk, by="")

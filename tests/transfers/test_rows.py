@@ -26,7 +26,7 @@ from delivery.models import (
     new_id,
 )
 from delivery.policy import Quota
-from delivery.transfers import deliveries, events, quotas, rows
+from delivery.transfers import deliveries, quotas, sql, timeline
 from delivery.transfers.deliveries import Received
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,7 +48,7 @@ def inserted(row: Payload) -> None:
     names = [field.name for field in Payload._meta.concrete_fields if field.name != "created_at"]
     fields = [Payload._meta.get_field(name) for name in names]
     with transaction.atomic():
-        rows.Insert(Payload, *names, "created_at").run(
+        sql.Insert(Payload, *names, "created_at").run(
             [[*(getattr(row, field.attname) for field in fields), timezone.now()]]
         )
 
@@ -65,7 +65,7 @@ def test_an_inserted_row_is_what_was_given(alice: User) -> None:
 
 
 def test_what_is_not_given_has_its_default(alice: User) -> None:
-    rows.Insert(Payload, "id", "created_at").run([(new_id(), timezone.now())])
+    sql.Insert(Payload, "id", "created_at").run([(new_id(), timezone.now())])
     found, made = Payload.objects.get(), Payload()
     for field in Payload._meta.concrete_fields:
         if field.name not in ("id", "created_at"):
@@ -78,7 +78,7 @@ def test_a_moment_is_written_as_the_orm_writes_it(alice: User, zone: datetime.tz
     moment = datetime.datetime(2026, 11, 26, 1, 2, 3, microseconds, zone)
     by_orm = Payload.objects.create(expires_at=moment)
     by_us = new_id()
-    rows.Insert(Payload, "id", "created_at", "expires_at").run([(by_us, moment, moment)])
+    sql.Insert(Payload, "id", "created_at", "expires_at").run([(by_us, moment, moment)])
     with connection.cursor() as cursor:
         cursor.execute("SELECT DISTINCT expires_at FROM delivery_payload")
         assert len(cursor.fetchall()) == 1
@@ -96,7 +96,7 @@ def test_an_insert_may_change_what_is_there(alice: User) -> None:
     before = ClientPosition.objects.create(
         transfer=row, client="c", channel="here", session_order=7, updated_at=timezone.now()
     )
-    insert = rows.Insert(
+    insert = sql.Insert(
         ClientPosition,
         *("transfer", "client", "position", "updated_at"),
         unique=("transfer", "client"),
@@ -116,20 +116,20 @@ def test_ids_rise() -> None:
 
 def test_events_of_what_is_gone_are_written_with_its_id(alice: User) -> None:
     row, gone = delivery(alice), uuid.uuid4()
-    events.write()  # what other tests noted
+    timeline.write()  # what other tests noted
     Event.objects.all().delete()
-    events.note("delivered", transfer=row.pk, size=3)
-    events.note("begun", payload=gone, transfer=row.pk)
-    events.write()
+    timeline.note("delivered", transfer=row.pk, size=3)
+    timeline.note("begun", payload=gone, transfer=row.pk)
+    timeline.write()
     found = Event.objects.order_by("pk").values_list("kind", "transfer_id", "payload_id", "detail")
     assert list(found) == [("delivered", row.pk, None, {"size": 3}), ("begun", row.pk, gone, {})]
 
 
 def test_events_go_with_what_they_tell_of(alice: User) -> None:
     row = delivery(alice)
-    events.note("begun", payload=row.payload_id)
-    events.note("delivered", transfer=row.pk)
-    events.write()
+    timeline.note("begun", payload=row.payload_id)
+    timeline.note("delivered", transfer=row.pk)
+    timeline.write()
     transfer, payload = row.pk, row.payload_id
     row.payload.delete()
     assert not Event.objects.filter(Q(transfer=transfer) | Q(payload=payload)).exists()
@@ -174,10 +174,10 @@ def test_a_quota_without_an_edge_can_be_charged(alice: User) -> None:
 def test_events_of_what_is_gone_do_not_break_the_sites_own_transaction(alice: User) -> None:
     kept = delivery(alice)
     with transaction.atomic():
-        events.note("offered", payload=kept.payload_id)
-        events.note("offered", payload=new_id())
+        timeline.note("offered", payload=kept.payload_id)
+        timeline.note("offered", payload=new_id())
     with transaction.atomic():  # as in a view with ATOMIC_REQUESTS
         User.objects.create_user("bob")
-        events.write()
+        timeline.write()
     assert User.objects.filter(username="bob").exists()
     assert Event.objects.filter(kind="offered", payload=kept.payload_id).count() == 1

@@ -19,7 +19,7 @@ from delivery.buffer.stream import Stream
 from delivery.errors import StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import files, payloads
-from delivery.transfers import staging
+from delivery.transfers import ranges
 
 DATA = os.urandom(RANGE_SIZE + 3 * BLOCK_SIZE + 17)
 SEGMENTS = {
@@ -82,14 +82,14 @@ def test_ranges_are_staged_however_the_payload_was_stored(
     assert sum(lengths) == len(DATA)
     store(payload, lengths)
     for index in (1, 0):
-        staging.stage(payload.pk, index, worker="bee")
+        ranges.stage(payload.pk, index, worker="bee")
         assert staged(payload, index) == DATA[index * RANGE_SIZE : (index + 1) * RANGE_SIZE]
     assert told == [("staged", {"range": 1, "worker": "bee"}), ("staged", {"range": 0, "worker": "bee"})]
 
 
 def test_one_task_may_stage_several_ranges(payload: Payload, told: list[tuple[str, dict[str, Any]]]) -> None:
     store(payload, [len(DATA)])
-    staging.stage(payload.pk, 0, worker="bee", count=2)
+    ranges.stage(payload.pk, 0, worker="bee", count=2)
     assert [staged(payload, 0), staged(payload, 1)] == [DATA[:RANGE_SIZE], DATA[RANGE_SIZE:]]
     assert [detail["range"] for _, detail in told] == [0, 1]
 
@@ -97,13 +97,13 @@ def test_one_task_may_stage_several_ranges(payload: Payload, told: list[tuple[st
 def test_a_range_that_cannot_be_staged_ends_the_task(payload: Payload, told: list[tuple[str, dict[str, Any]]]) -> None:
     store(payload, [len(DATA)])
     Segment.objects.update(storage="nowhere")
-    staging.stage(payload.pk, 0, worker="bee", count=2)
+    ranges.stage(payload.pk, 0, worker="bee", count=2)
     assert told == [("unstaged", {"range": 0, "worker": "bee"})]
 
 
 def test_every_key_of_a_range_lapses_and_its_checksums_first(payload: Payload) -> None:
     store(payload, [len(DATA)])
-    staging.stage(payload.pk, 1, worker="bee")
+    ranges.stage(payload.pk, 1, worker="bee")
     client = pool.client()
     lives = {key.decode().split(":")[2]: client.ttl(key) for key in client.keys("*")}
     assert 0 < lives["s"] < lives["g"]
@@ -111,14 +111,14 @@ def test_every_key_of_a_range_lapses_and_its_checksums_first(payload: Payload) -
 
 def test_what_is_staged_already_is_not_read_again(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
     store(payload, [len(DATA)])
-    staging.stage(payload.pk, 1, worker="bee")
+    ranges.stage(payload.pk, 1, worker="bee")
     monkeypatch.setattr(files, "opened", lambda *_: pytest.fail("read again"))
-    staging.stage(payload.pk, 1, worker="bee")
+    ranges.stage(payload.pk, 1, worker="bee")
 
 
 def test_a_payload_in_its_row_is_staged_too(payload: Payload) -> None:
     Payload.objects.update(inline=DATA[:1000], size=1000)
-    staging.stage(payload.pk, 0, worker="bee")
+    ranges.stage(payload.pk, 0, worker="bee")
     payload.refresh_from_db()
     assert staged(payload, 0) == DATA[:1000]
 
@@ -133,7 +133,7 @@ def test_a_payload_whose_bytes_are_missing_ends_visibly(payload: Payload, tmp_pa
         Segment.objects.filter(offset=0).delete()
     elif damage == "a file's end":
         os.truncate(tmp_path / Segment.objects.get().name, 10)
-    staging.stage(payload.pk, 0, worker="bee")
+    ranges.stage(payload.pk, 0, worker="bee")
     payload.refresh_from_db()
     assert (payload.state, payload.failure) == (PayloadState.FAILED, "digest")
     assert staged(payload, 0) is None
@@ -152,9 +152,9 @@ def test_storage_that_fails_half_way_stages_nothing(
             yield piece
 
     monkeypatch.setattr(payloads, "pieces_of", breaking)
-    staging.stage(payload.pk, 0, worker="bee")
+    ranges.stage(payload.pk, 0, worker="bee")
     assert told == [("unstaged", {"range": 0, "worker": "bee"})]
     assert staged(payload, 0) is None
     monkeypatch.undo()
-    staging.stage(payload.pk, 0, worker="bee")
+    ranges.stage(payload.pk, 0, worker="bee")
     assert staged(payload, 0) == DATA[:RANGE_SIZE]

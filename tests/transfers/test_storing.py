@@ -35,8 +35,8 @@ from delivery.policy import DefaultPolicy
 from delivery.protocol.frames import checksum
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
-from delivery.transfers import deliveries, hashing, inline, storing, uploads
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import deliveries, hashing, inline, segments, uploads
+from delivery.transfers.segments import StoreRequest
 
 CHUNK = 4096
 RUN = 3 * CHUNK
@@ -104,7 +104,7 @@ def left(upload: Transfer) -> list[str]:
 
 def test_runs_are_stored_in_any_order_and_the_position_moves_over_what_joins_on(upload: Transfer) -> None:
     for number, position in ((1, 0), (2, 0), (0, 3 * RUN)):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
         upload.refresh_from_db()
         assert upload.position == position
     assert (upload.worker, upload.waiting_for) == ("bee", "")
@@ -117,7 +117,7 @@ def test_an_upload_that_nobody_holds_waits_for_its_client_although_it_moves(uplo
     """A store that was on its way commits after the connection has gone."""
     Transfer.objects.update(session="session")
     uploads.detach(upload.pk, "session", lease=upload.lease, close_code=1006)
-    storing.store(buffered(upload, 0), worker="bee")
+    segments.store(buffered(upload, 0), worker="bee")
     uploads.waiting(upload.pk, upload.lease, WaitingFor.WORKER)  # asked before, noted after
     upload.refresh_from_db()
     assert (upload.position, upload.waiting_for) == (RUN, "client")
@@ -146,7 +146,7 @@ def test_a_delivery_waits_for_its_client_once_none_of_them_holds_it(upload: Tran
 
 def test_what_is_stored_is_hashed_behind_it(upload: Transfer) -> None:
     for number in range(3):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
     record = leases.hold_digest(upload.payload_id)
     if hashing.possible():
         assert record is not None
@@ -159,9 +159,9 @@ def test_what_is_stored_is_hashed_behind_it(upload: Transfer) -> None:
 
 def test_a_run_that_is_stored_already_changes_nothing(upload: Transfer, tmp_path: Path) -> None:
     for _ in range(2):
-        storing.store(buffered(upload, 1), worker="bee")
-    storing.store(buffered(upload, 0), worker="bee")
-    storing.store(buffered(upload, 0), worker="wasp")
+        segments.store(buffered(upload, 1), worker="bee")
+    segments.store(buffered(upload, 0), worker="bee")
+    segments.store(buffered(upload, 0), worker="wasp")
     upload.refresh_from_db()
     assert (upload.position, upload.worker) == (2 * RUN, "bee")
     assert stored(upload) == DATA[: 2 * RUN]
@@ -174,7 +174,7 @@ def test_a_run_of_an_earlier_lease_or_of_an_ended_upload_leaves_nothing(
 ) -> None:
     order = buffered(upload, 0)
     Transfer.objects.update(**{"lease": 3} if change == "lease" else {"state": TransferState.CANCELLED})
-    storing.store(order, worker="bee")
+    segments.store(order, worker="bee")
     assert not Segment.objects.exists()
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     assert left(upload) == []
@@ -183,15 +183,15 @@ def test_a_run_of_an_earlier_lease_or_of_an_ended_upload_leaves_nothing(
 def test_what_overlaps_a_stored_segment_in_part_is_not_stored(upload: Transfer) -> None:
     Segment.objects.create(payload=upload.payload, storage="delivery", name="x", offset=RUN - 1, length=10)
     with pytest.raises(StaleLease):
-        storing._room(buffered(upload, 0), 0)
-    assert storing._room(buffered(upload, 2), 0) == [(RUN - 1, 10)]
+        segments._room(buffered(upload, 0), 0)
+    assert segments._room(buffered(upload, 2), 0) == [(RUN - 1, 10)]
 
 
 def test_a_payload_of_unknown_size_is_charged_with_each_segment_and_learns_its_size(upload: Transfer) -> None:
     Payload.objects.update(size=None, reserved=0)
     Usage.objects.create(user=upload.user, stored=0, live=1, counted_at=timezone.now())
-    storing.store(buffered(upload, 0), worker="bee")
-    storing.store(buffered(upload, 1, ends=2 * RUN), worker="bee")
+    segments.store(buffered(upload, 0), worker="bee")
+    segments.store(buffered(upload, 1, ends=2 * RUN), worker="bee")
     payload = Payload.objects.get()
     assert (payload.size, payload.reserved, Usage.objects.get().stored) == (2 * RUN, 2 * RUN, 2 * RUN)
 
@@ -215,14 +215,14 @@ def test_a_size_that_comes_before_other_segments_charges_them_all(upload: Transf
     unknown(upload)
     for number, charged in ((1, RUN), (2, 3 * RUN), (0, 3 * RUN)):
         ends = 3 * RUN if number == 2 else None
-        storing.store(buffered(upload, number, ends=ends), worker="bee")
+        segments.store(buffered(upload, number, ends=ends), worker="bee")
         assert Usage.objects.get().stored == Payload.objects.get(pk=upload.payload_id).reserved == charged
 
 
 def test_segments_beyond_a_gap_are_charged_once(upload: Transfer) -> None:
     unknown(upload)
     for number in (0, 2):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
     assert Usage.objects.get().stored == 2 * RUN
     uploads.rewind(upload.pk, upload.lease)
     assert Usage.objects.get().stored == RUN
@@ -232,7 +232,7 @@ def test_segments_beyond_a_gap_are_charged_once(upload: Transfer) -> None:
 def test_a_payload_of_unknown_size_fails_one_byte_past_its_limit(upload: Transfer, limit: str) -> None:
     unknown(upload, **{limit: 2 * RUN - 1})
     for number in range(2):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
     payload = Payload.objects.get(pk=upload.payload_id)
     assert (payload.state, payload.failure) == (PayloadState.FAILED, "too_large")
     assert Usage.objects.get().stored == 0
@@ -252,10 +252,10 @@ def test_limits_that_an_earlier_version_did_not_keep_are_asked_for_once(
 ) -> None:
     monkeypatch.setattr(policy, "current", Strict)
     unknown(upload, max_size=None, max_stored=None)
-    storing.store(buffered(upload, 0), worker="bee")
+    segments.store(buffered(upload, 0), worker="bee")
     upload.refresh_from_db()
     assert (upload.position, upload.payload.max_size) == (RUN, RUN)
-    storing.store(buffered(upload, 1), worker="bee")
+    segments.store(buffered(upload, 1), worker="bee")
     assert Payload.objects.get(pk=upload.payload_id).failure == "too_large"
     assert Strict.asked == [False]
 
@@ -263,8 +263,8 @@ def test_limits_that_an_earlier_version_did_not_keep_are_asked_for_once(
 @needs_rehashes
 def test_a_payload_is_completed_with_its_last_segment(upload: Transfer) -> None:
     for number in range(2):
-        storing.store(buffered(upload, number), worker="bee")
-    storing.store(last(upload, sha256=SHA256), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
+    segments.store(last(upload, sha256=SHA256), worker="bee")
     payload = Payload.objects.get()
     assert (payload.state, payload.sha256, payload.expected_sha256) == (PayloadState.COMPLETE, SHA256, SHA256)
     assert leases.hold_digest(payload.pk) is None
@@ -276,10 +276,10 @@ def test_a_payload_is_completed_with_its_last_segment(upload: Transfer) -> None:
 def test_the_last_segment_waits_a_moment_for_the_one_before_it(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storing.store(buffered(upload, 0), worker="bee")
+    segments.store(buffered(upload, 0), worker="bee")
     before = [buffered(upload, 1)]
-    monkeypatch.setattr(storing.time, "sleep", lambda _: storing.store(before.pop(), worker="wasp"))
-    storing.store(last(upload), worker="bee")
+    monkeypatch.setattr(segments.time, "sleep", lambda _: segments.store(before.pop(), worker="wasp"))
+    segments.store(last(upload), worker="bee")
     assert state_of(upload) == PayloadState.COMPLETE
 
 
@@ -287,10 +287,10 @@ def test_the_last_segment_waits_a_moment_for_the_one_before_it(
 def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
-    monkeypatch.setattr(storing, "MOST_LOOKS", 2)
+    monkeypatch.setattr(segments, "MOST_LOOKS", 2)
     monkeypatch.setattr(hashing, "FEW_LOOKS", 2)
     for number in (0,) if what == "missing" else (0, 1):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
     if what == "changed":
         (tmp_path / Segment.objects.filter(offset=0).get().name).write_bytes(DATA[: RUN - 1])
     elif what == "held":
@@ -298,7 +298,7 @@ def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
     elif what == "lost":
         leases.drop_digest(upload.payload_id)
         monkeypatch.setattr(hashing, "MOST_SEGMENTS", 1)
-    storing.store(last(upload, sha256="0" * 64 if what == "another digest" else SHA256), worker="bee")
+    segments.store(last(upload, sha256="0" * 64 if what == "another digest" else SHA256), worker="bee")
     upload.refresh_from_db()
     assert state_of(upload) == PayloadState.STORING
     assert upload.position == (RUN if what == "missing" else len(DATA))
@@ -306,31 +306,31 @@ def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
 
 def test_a_last_segment_of_an_earlier_lease_completes_nothing(upload: Transfer) -> None:
     for number in range(2):
-        storing.store(buffered(upload, number), worker="bee")
+        segments.store(buffered(upload, number), worker="bee")
     order = last(upload)
     Transfer.objects.update(lease=3)
-    storing.store(order, worker="bee")
+    segments.store(order, worker="bee")
     assert state_of(upload) == PayloadState.STORING
     assert Segment.objects.count() == 2
 
 
 def test_sealed_is_told_before_stored(upload: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    waking = storing.notify.waking
+    waking = segments.notify.waking
 
     def noting(payload: Any, event: str, **numbers: Any) -> Any:
         told.append(event)
         return waking(payload, event, **numbers)
 
-    monkeypatch.setattr(storing.notify, "waking", noting)
+    monkeypatch.setattr(segments.notify, "waking", noting)
     Payload.objects.update(size=RUN)
-    storing.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
+    segments.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
     assert told == ["sealed", "stored"]
 
 
 def test_a_payload_of_one_segment_is_completed_with_it(upload: Transfer) -> None:
     Payload.objects.update(size=RUN)
-    storing.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
+    segments.store(buffered(upload, 0, ends=RUN, completes=True), worker="bee")
     payload = Payload.objects.get()
     assert payload.state == PayloadState.COMPLETE
     assert leases.hold_digest(payload.pk) is None

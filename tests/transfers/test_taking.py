@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import completing, deliveries
+from delivery.transfers import deliveries, outcomes
 from delivery.transfers.holders import Holder
 from delivery.transfers.taking import MOST_CLIENTS, Accepted, take
 
@@ -28,7 +28,7 @@ def bob() -> User:
 
 def delivery(bob: User, state: TransferState = TransferState.LIVE, **payload: Any) -> Transfer:
     complete = {"state": PayloadState.COMPLETE, "size": 5, "sha256": "0" * 64, "completed_at": timezone.now()}
-    row = completing.delivery_of(Payload.objects.create(**complete | payload), bob.pk)
+    row = outcomes.delivery_of(Payload.objects.create(**complete | payload), bob.pk)
     row.state = state
     row.save(force_insert=True)
     return row

@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from delivery import policy
-from delivery.transfers import events, forgetting
+from delivery.transfers import forgetting, timeline
 
 
 class Command(BaseCommand):
@@ -25,5 +25,5 @@ class Command(BaseCommand):
         if found is None:
             raise CommandError(f"no user {user!r}: expected a primary key or a user name")
         forgotten = forgetting.forget(found.pk, everything=True)
-        events.write()
+        timeline.write()
         self.stdout.write(f"{forgotten.ended} payloads ended, {forgotten.deleted} deleted")

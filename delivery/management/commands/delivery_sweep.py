@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from delivery.transfers import retention
+from delivery.transfers import cleanup
 
 
 class Command(BaseCommand):
@@ -16,5 +16,5 @@ class Command(BaseCommand):
     )
 
     def handle(self, **options: Any) -> None:
-        done = retention.sweep()
+        done = cleanup.sweep()
         self.stdout.write(", ".join(f"{kind}: {count}" for kind, count in done.items()))

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from delivery.models import Event
 from delivery.transfers import database
-from delivery.transfers.rows import Insert
+from delivery.transfers.sql import Insert
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from delivery.buffer import leases
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.models import Event, HandedOver, Payload, PayloadState, Segment, SweepMark, Transfer, TransferState
 from delivery.storage import files
-from delivery.transfers import attaching, ending, events, missing_files, notices, quotas
-from delivery.transfers.sealing import DEAD_AFTER_SECONDS
+from delivery.transfers import attachments, ending, missing_files, outbox, quotas, timeline
+from delivery.transfers.digests import DEAD_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def sweep() -> dict[str, int]:
     """
     done: dict[str, int] = {}
     failures = [error for kind, step in _STEPS if (error := _try(kind, step, done)) is not None]
-    events.write()
+    timeline.write()
     if failures:
         raise failures[0]
     return done
@@ -193,7 +193,7 @@ _STEPS: tuple[tuple[str, Callable[[], int | None]], ...] = (
     ("orphans", _delete_orphans),
     ("orphans", _delete_lost_daily),
     ("events", _forget_events),
-    ("", notices.announce_due),
-    ("", attaching.compose_due),
+    ("", outbox.announce_due),
+    ("", attachments.compose_due),
     ("", quotas.count_again),
 )

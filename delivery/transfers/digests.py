@@ -24,7 +24,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import completing, database, ending, events, hashing, missing_files, recipients, uploads
+from delivery.transfers import database, ending, hashing, missing_files, outcomes, recipients, timeline, uploads
 from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
     sealer = secrets.token_hex(8)
     payload = _claim(payload_id, sealer)
     if payload is None:
-        return completing.tell(payload_id)
+        return outcomes.tell(payload_id)
     try:
         recipients.of_payload(payload_id)  # so that nothing is read for nothing
         digest = _digest(payload, sealer, draining)
@@ -73,12 +73,12 @@ def seal(payload_id: UUID, *, worker: str, draining: Callable[[], bool] = lambda
         if isinstance(error, IntegrityError):
             ending.fail(payload_id, "digest", keep_files=payload.completed_at is not None)  # revived, in vain
         missing_files.seen_if_missing(payload_id, error)
-        events.note("unsealed", payload=payload_id, error=type(error).__name__)
+        timeline.note("unsealed", payload=payload_id, error=type(error).__name__)
         return notify.wake(payload_id, "unsealed", worker=worker)
     if digest is None:
         _release(payload_id, sealer)
         return notify.wake(payload_id, "unsealed", worker=worker)
-    completing.complete(payload_id, digest, sealer=sealer)
+    outcomes.complete(payload_id, digest, sealer=sealer)
     return None
 
 

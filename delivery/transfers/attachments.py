@@ -19,7 +19,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import database, ending, events, locks, missing_files
+from delivery.transfers import database, ending, locks, missing_files, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _hand_over(payload: Payload, instance: models.Model, target: Target, segment
     Payload.objects.filter(pk=payload.pk).update(in_place=True)
     HandedOver.objects.get_or_create(payload=payload.pk)
     _save_field(instance, target, segment.name)
-    events.note("attached", payload=payload.pk, copied=False)
+    timeline.note("attached", payload=payload.pk, copied=False)
 
 
 def _modified(storage: Storage, name: str) -> datetime.datetime | None:
@@ -276,7 +276,7 @@ def _point(row: Attachment, target: Target, stored: str) -> None:
     finally:
         if not settled:
             _delete(target.column.storage, stored)
-    events.note("attached", payload=payload.pk, copied=True)
+    timeline.note("attached", payload=payload.pk, copied=True)
 
 
 def _replace_segments(payload: Payload, alias: str | None, stored: str, modified: datetime.datetime | None) -> None:

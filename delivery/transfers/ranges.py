@@ -12,8 +12,8 @@ from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import payloads
-from delivery.transfers import ending, events, missing_files
-from delivery.transfers.rows import Statement
+from delivery.transfers import ending, missing_files, timeline
+from delivery.transfers.sql import Statement
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ def _stage(payload_id: UUID, index: int, worker: str) -> bool:
             blocks.put(payload_id, size, index, _blocks(payload_id, size, index))
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
-        events.note("damaged", payload=payload_id, range=index)
+        timeline.note("damaged", payload=payload_id, range=index)
         ending.fail(payload_id, "digest")
         return False
     except StorageUnavailable as error:
         logger.error("range %d of %s not staged: %s", index, payload_id, error)
-        events.note("storage_unavailable", payload=payload_id, range=index)
+        timeline.note("storage_unavailable", payload=payload_id, range=index)
         missing_files.seen_if_missing(payload_id, error)
         notify.wake(payload_id, "unstaged", range=index, worker=worker)
         return False

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 
 from delivery.buffer import exchange, leases
 from delivery.errors import BufferUnavailable
-from delivery.transfers import storing
-from delivery.transfers.storing import StoreRequest
+from delivery.transfers import segments
+from delivery.transfers.segments import StoreRequest
 
 MOST_RUNS = 16  # of one task: its worker has other work, and may have to go
 QUICK_SECONDS = 0.1  # that storing a run takes; who hands one over does not wait long then
@@ -74,7 +74,7 @@ def store_all(orders: Iterable[StoreRequest], *, worker: str, draining: Callable
         takes = done < MOST_RUNS and not (quick and draining())
         following = Following(order, quick=quick)
         try:
-            storing.store(order, worker=worker, following=following if takes else None)
+            segments.store(order, worker=worker, following=following if takes else None)
         except Exception as error:  # noqa: BLE001 - raised below
             failure = failure or error
         waiting.extend(following.take())

@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Address, Direction, Event, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import database, ending, events, locks, notices, quotas, recipients
-from delivery.transfers.rows import Statement
+from delivery.transfers import database, ending, locks, outbox, quotas, recipients, timeline
+from delivery.transfers.sql import Statement
 
 _COMPLETE = Statement(
     Payload,
@@ -70,9 +70,9 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
         told |= _deliver_again(payload)
     else:
         quotas.completed(payload)
-        notices.add("payload_stored", payload)
+        outbox.add("payload_stored", payload)
     create_for_users(payload, users)
-    events.note("complete", payload=payload.id, size=payload.size)
+    timeline.note("complete", payload=payload.id, size=payload.size)
     database.on_commit(lambda: _announce(payload, told))
 
 

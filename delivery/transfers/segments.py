@@ -30,11 +30,11 @@ from delivery.errors import (
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
-from delivery.transfers import admission, completing, database, ending, events, hashing, quotas, recipients, uploads
-from delivery.transfers.rows import Insert, Statement
+from delivery.transfers import admission, database, ending, hashing, outcomes, quotas, recipients, timeline, uploads
+from delivery.transfers.sql import Insert, Statement
 
 if TYPE_CHECKING:
-    from delivery.transfers.following import Following
+    from delivery.transfers.handover import Following
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def store(order: StoreRequest, *, worker: str, following: Following | None = Non
         notify.wake(order.payload, "lost", lease=order.lease, seq=order.chunks.start, worker=worker)
     except StorageUnavailable as error:
         logger.error("segment at %d of %s not stored: %s", order.offset, order.payload, error)
-        events.note("storage_unavailable", payload=order.payload, transfer=order.transfer, offset=order.offset)
+        timeline.note("storage_unavailable", payload=order.payload, transfer=order.transfer, offset=order.offset)
         notify.wake(order.payload, "unstored", lease=order.lease, start=order.chunks.start, worker=worker)
     else:
         _commit(order, name, worker, following)
@@ -285,7 +285,7 @@ def _complete(order: StoreRequest, position: int, digest: str, users: list[Any])
         return False
     if not {payload.expected_sha256, order.sha256} <= {"", digest}:
         return False
-    completing.complete_locked(payload, digest, users)
+    outcomes.complete_locked(payload, digest, users)
     return True
 
 
