@@ -114,8 +114,15 @@ class Settings:
         unit="bytes",
         low=0,
     )
+    request_body_budget: int = _option(
+        256 * MIB,
+        "Most bytes that the bodies of all requests of one web process have at once; above it: 503, but for the first "
+        "64 KiB of each. 0: no limit.",
+        unit="bytes",
+        low=0,
+    )
     streamed_paths: tuple[str, ...] = _option(
-        (), "Path prefixes without that limit: what serves them reads bodies as they come. A Django view does not."
+        (), "Path prefixes without these limits: what serves them reads bodies as they come. A Django view does not."
     )
 
     max_live_transfers: int = _option(

@@ -9,7 +9,7 @@ from typing import Any
 HTTP = (
     *("connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete", "on_body"),
     *("on_message_complete", "handle_websocket_upgrade", "send_400_response", "parser", "transport", "loop", "flow"),
-    *("cycle", "scope", "headers", "pipeline"),
+    *("cycle", "scope", "headers", "pipeline", "_start_asgi_task"),
 )
 SOCKET = (
     *(

@@ -22,7 +22,7 @@ import uvicorn
 from uvicorn.config import WS_PROTOCOLS
 
 from delivery.websocket import internals
-from delivery.websocket.body_limit import BodyLimit
+from delivery.websocket.body_limit import BodyBudget, BodyLimit
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,9 @@ class WebOptions:
 
         if guarded.CONNECTIONS.level == logging.NOTSET:  # else the site wants to read it
             guarded.CONNECTIONS.setLevel(logging.WARNING)  # one line for each connection, as one for each request
-        return functools.partial(guarded.GuardedHttp, body_limit=self.body_limit), guarded.GuardedWebSocket
+        limit = self.body_limit or BodyLimit()
+        http = functools.partial(guarded.GuardedHttp, body_limit=limit, body_budget=BodyBudget(limit.budget))
+        return http, guarded.GuardedWebSocket
 
 
 class Server(uvicorn.Server):

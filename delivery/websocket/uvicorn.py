@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import PayloadTooBig
@@ -21,13 +21,16 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN
 
 from delivery.websocket import frames, tcp
-from delivery.websocket.body_limit import BodyLimit
+from delivery.websocket.body_limit import BodyBudget, BodyLimit
 from delivery.websocket.extensions import INCOMPLETE, LIMIT, PACE, PIECES, STRAIGHT
 from delivery.websocket.past_parser import accepts_whole
 from delivery.websocket.server_reader import ServerReader, buffers
 
 HEAD_BYTES = 64 * 1024  # of a request: its line and headers
 HEAD_SECONDS = 20.0
+BODY_SECONDS = 20.0  # without a byte of a body that is read: it holds room that others wait for
+FREE_BODY_BYTES = 65_536  # of each body, which the budget does not count: a form is taken in whatever others hold
+RETRY_BODY_SECONDS = 5
 MOST_FRAGMENTS = 16_384  # of one message: each costs 56 bytes beside its data
 
 # Until the application has accepted a socket, or as long as it asks for no more: nobody is logged in yet.
@@ -52,17 +55,30 @@ PING_BYTES = 256  # a ping of ours is smaller: a peer's TCP that took more since
 
 
 class GuardedHttp(HttpToolsProtocol):
-    """uvicorn's HTTP, with bounds on a request's head, the time that it takes to come, and its body."""
+    """uvicorn's HTTP, with bounds on a request's head, its body, and the time that they take to come.
+
+    `body_budget` is the one of all connections.
+    """
 
     _head_bytes = 0
     _late: asyncio.TimerHandle | None = None
     _most_body: int | None = None  # bytes of the body of this request
     _body_bytes = 0
+    _body_at = 0.0  # monotonic: when bytes of it came last
+    _body_late: asyncio.TimerHandle | None = None
     _refused = False  # what still comes is read and dropped, so that the answer is not lost
 
-    def __init__(self, *args: Any, body_limit: BodyLimit | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        body_limit: BodyLimit | None = None,
+        body_budget: BodyBudget | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._body_limit = body_limit or BodyLimit()
+        self._body_budget = body_budget or BodyBudget(0)
+        self._held: dict[RequestResponseCycle, int] = {}  # bytes of the budget, by request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,6 +88,9 @@ class GuardedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._end_body()
+        for cycle, _ in self.pipeline:  # the application will never see them
+            self._release_body(cycle)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -97,43 +116,94 @@ class GuardedHttp(HttpToolsProtocol):
         if self.cycle is not before:  # else it is an upgrade, which brings no body
             self._body_bytes = 0
             self._most_body = self._body_limit.of(self.scope["path"])
-            self._count_body(self._declared_bytes())
+            if self._check_size(self._declared_bytes()) and self._most_body is not None:
+                self._begin_body()
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
             return
+        self._body_at = self.loop.time()
         self._body_bytes += len(body)
-        if self._count_body(self._body_bytes):
+        if self._check_size(self._body_bytes) and self._reserve_body(len(body)):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._end_body()
         if not self._refused:
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Give back what a request holds once the application is done with it: only then are its files gone."""
+
+        async def releasing(*args: Any) -> None:
+            try:
+                await app(*args)
+            finally:
+                self._release_body(cycle)
+
+        super()._start_asgi_task(cycle, releasing)
 
     def _declared_bytes(self) -> int:
         """Return the length that the request says its body has, 0 where it says none; the parser has seen that it is one."""
         return next((int(value) for name, value in self.headers if name == b"content-length"), 0)
 
-    def _count_body(self, length: int) -> bool:
+    def _check_size(self, length: int) -> bool:
         """Return whether a body of `length` bytes may go on to the application; else answer 413."""
         if self._most_body is None or length <= self._most_body:
             return True
+        self._refuse_body("413 Content Too Large", f"Request body too large: at most {self._most_body} bytes.")
+        return False
+
+    def _reserve_body(self, length: int) -> bool:
+        """Return whether there is room for `length` bytes of the body, which have come; else answer 503.
+
+        Held is what has come and not what was announced, or whoever announces much and sends nothing keeps others out.
+        """
+        counted = min(length, max(0, self._body_bytes - FREE_BODY_BYTES))
+        if self._most_body is None or self.cycle.response_complete or not counted:
+            return True
+        if self._body_budget.reserve(counted):
+            self._held[self.cycle] = self._held.get(self.cycle, 0) + counted
+            return True
+        retry = f"retry-after: {RETRY_BODY_SECONDS}\r\n"
+        self._refuse_body("503 Service Unavailable", "Too many large requests at once: try again later.", retry)
+        return False
+
+    def _release_body(self, cycle: RequestResponseCycle) -> None:
+        self._body_budget.release(self._held.pop(cycle, 0))
+
+    def _refuse_body(self, status: str, text: str, headers: str = "") -> None:
+        """Answer `status` instead of the application, drop what still comes, and end the connection."""
         self._refused = True
+        self._end_body()
         answering = self.cycle.response_started or bool(self.pipeline)  # an answer of the application is on its way out
         self.cycle.disconnected = True  # it is told so, and what it still says goes nowhere
         self.cycle.message_event.set()
         if answering:
             self.transport.abort()
-        else:
-            self._refuse_body()
-        return False
-
-    def _refuse_body(self) -> None:
-        text = f"Request body too large: at most {self._most_body} bytes."
-        head = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(text)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(f"HTTP/1.1 413 Content Too Large\r\n{head}{text}".encode("ascii"))
+            return
+        headers += f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(text)}\r\nconnection: close\r\n"
+        self.transport.write(f"HTTP/1.1 {status}\r\n{headers}\r\n{text}".encode("ascii"))
         self.flow.resume_reading()
         linger(self.loop, self.transport)
+
+    def _begin_body(self) -> None:
+        self._body_at = self.loop.time()
+        self._end_body()
+        self._body_late = self.loop.call_later(BODY_SECONDS, self._check_body)
+
+    def _check_body(self) -> None:
+        """End a connection that sends nothing of a body, unless it is the application that does not read on."""
+        left = BODY_SECONDS if self.flow.read_paused else self._body_at + BODY_SECONDS - self.loop.time()
+        if left > 0:
+            self._body_late = self.loop.call_later(left, self._check_body)
+        else:
+            self.transport.abort()
+
+    def _end_body(self) -> None:
+        if self._body_late is not None:
+            self._body_late.cancel()
+            self._body_late = None
 
     def handle_websocket_upgrade(self) -> None:
         """Hand over, and let go of the parser: they hold each other, until the collector of cycles comes by."""

@@ -51,7 +51,7 @@ class Command(BaseCommand):
             message_limit=current.server_message_limit(),
             proxy_headers=proxy_headers,
             forwarded_allow_ips=forwarded_allow_ips,
-            body_limit=BodyLimit(_most_body(current), current.streamed_paths),
+            body_limit=_body_limit(current),
         )
         try:
             site = application.site_application()
@@ -88,6 +88,8 @@ class Command(BaseCommand):
         self.stderr.write(self.style.WARNING(text))
 
 
-def _most_body(options: conf.Settings) -> int:
-    """Return the most bytes of a request's body, 0 for any number; never less than Django takes into memory."""
-    return options.max_request_body and max(options.max_request_body, settings.DATA_UPLOAD_MAX_MEMORY_SIZE or 0)
+def _body_limit(options: conf.Settings) -> BodyLimit:
+    """Return the limits of requests' bodies. One body may have what Django takes into memory, and the budget holds one."""
+    most = options.max_request_body and max(options.max_request_body, settings.DATA_UPLOAD_MAX_MEMORY_SIZE or 0)
+    budget = options.request_body_budget and max(options.request_body_budget, most)
+    return BodyLimit(most, options.streamed_paths, budget)
