@@ -33,7 +33,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
-from delivery.transfers import attachments, database, ending, names, outcomes, timeline
+from delivery.transfers import attachments, ending, names, outcomes, sql, timeline
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class _Copy:
 
 
 def _delete_all(payload: UUID, segments: list[Segment]) -> None:
-    if not database.connection().errors_occurred:  # else it is lost, perhaps at COMMIT: then their rows may be there
+    if not sql.connection().errors_occurred:  # else it is lost, perhaps at COMMIT: then their rows may be there
         for segment in segments:
             files.delete(segment.storage, segment.name)
         for alias in {segment.storage for segment in segments}:
@@ -240,7 +240,7 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
     copied = _Copy(row.id, pieces)
     try:
         copied.run()
-        if copied.size > WARN_BYTES and database.connection().in_atomic_block:
+        if copied.size > WARN_BYTES and sql.connection().in_atomic_block:
             warnings.warn(
                 f"deliver() copied {copied.size} bytes inside a transaction, which held its locks meanwhile",
                 stacklevel=3,
@@ -255,14 +255,14 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
 
 def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha256: str) -> None:
     users = Recipients().of(addresses)  # the policy is asked before anything is locked
-    with database.atomic():
+    with sql.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, segments)
         outcomes.complete_locked(row, sha256, users)
         if segments:
-            database.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
+            sql.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete
-    database.on_commit(timeline.write)  # of the site's own transaction too: it may be rolled back
+    sql.on_commit(timeline.write)  # of the site's own transaction too: it may be rolled back
 
 
 class _Guard:
@@ -316,10 +316,10 @@ def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) 
         file_size=size,
         file_modified_at=modified,
     )
-    with database.atomic():
+    with sql.atomic():
         row.save(force_insert=True)
         _add_rows(row, addresses, [segment])
-        database.on_commit(lambda: _seal(row.id))
+        sql.on_commit(lambda: _seal(row.id))
     return row
 
 

@@ -239,4 +239,4 @@ def test_clients_import_without_django(module):
 
 def test_one_module_begins_transactions_so_that_each_names_its_database() -> None:
     found = {str(one.file.relative_to(PACKAGE)) for one in all_imports() if one.name == "django.db.transaction"}
-    assert found <= {"transfers/database.py"}, "use delivery.transfers.database"
+    assert found <= {"transfers/sql.py"}, "use delivery.transfers.sql"

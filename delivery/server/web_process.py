@@ -37,7 +37,7 @@ from delivery.server.questions import Questions
 from delivery.server.rate_limits import Connections, OfferRates
 from delivery.server.readers import ReaderTable
 from delivery.server.store_requests import StoreTasks
-from delivery.transfers import admission, deliveries, detaching, locks, small, taking, timeline
+from delivery.transfers import admission, deliveries, detaching, small, sql, taking, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import Detached
@@ -170,7 +170,7 @@ class Process:
 
     async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do what `db` does for a transaction of one connection that writes: with the batches, where one may write at a time."""
-        run = self.db if locks.many_writers() else self._write
+        run = self.db if sql.many_writers() else self._write
         return await run(function, *args, **kwargs)
 
     async def admit(self, user: Any, offer: UploadOffer) -> Admission | None:

@@ -13,7 +13,7 @@ missing_files   a stored file is gone: the payload fails in the end, and can be 
 outbox       the site's signals
 timeline     the events
 cleanup      the sweep
-sql, locks, database   fixed statements, which rows are locked and in what order, transactions
+sql          transactions, the order of locks, fixed statements
 """
 
 from delivery.transfers.ending import cancel_payload, cancel_transfer, expire_payload

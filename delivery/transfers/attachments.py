@@ -19,7 +19,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import database, ending, locks, missing_files, timeline
+from delivery.transfers import ending, missing_files, sql, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Target:
 
     def rows(self) -> models.QuerySet[Attachment]:
         """Return what is still to be attached there."""
-        return locks.lock(
+        return sql.lock(
             Attachment.objects.filter(model=self.model._meta.label, object_pk=self.pk, field=self.column.name)
         )
 
@@ -58,9 +58,9 @@ def attach(payload: Payload, instance: models.Model, field: str) -> None:
     target = Target(type(instance), str(instance.pk), _field_of(type(instance), field))
     if instance._state.adding:
         raise UsageError("save the instance before a payload is attached to it")
-    with database.atomic_with(target.model):
-        locked = locks.lock(Payload.objects.filter(pk=payload.pk)).get()
-        locks.hold(target.instance())
+    with sql.atomic_with(target.model):
+        locked = sql.lock(Payload.objects.filter(pk=payload.pk)).get()
+        sql.lock_in_order(target.instance())
         if locked.state != PayloadState.COMPLETE:
             raise UsageError(f"payload {locked.pk} is {locked.state}, expected complete")
         Payload.objects.filter(pk=payload.pk).update(keep=True, expires_at=None)
@@ -141,7 +141,7 @@ def _order(payload: Payload, target: Target) -> None:
         field=target.column.name,
         due_at=timezone.now() + datetime.timedelta(seconds=RETRY_SECONDS),
     )
-    database.on_commit(lambda: _publish(row.pk))
+    sql.on_commit(lambda: _publish(row.pk))
 
 
 def _publish(pk: int) -> None:
@@ -245,8 +245,8 @@ def _give_up(row: Attachment) -> None:
     """The object is gone: the payload's time runs as if it had never been attached."""
     payload = row.payload
     lifetime = payload.lifetime or datetime.timedelta(seconds=conf.current().payload_expiry)
-    with database.atomic():
-        locks.hold(Payload.objects.filter(pk=payload.pk))
+    with sql.atomic():
+        sql.lock_in_order(Payload.objects.filter(pk=payload.pk))
         row.delete()
         mine = Payload.objects.filter(pk=payload.pk, state=PayloadState.COMPLETE, in_place=False)
         others = Attachment.objects.filter(payload=payload).exists()
@@ -262,9 +262,9 @@ def _point(row: Attachment, target: Target, stored: str) -> None:
     settled = False
     try:
         modified = _modified(target.column.storage, stored)
-        with database.atomic_with(target.model):
-            payload = locks.lock(Payload.objects.filter(pk=row.payload_id)).get()
-            instance = locks.lock(target.instance()).first()
+        with sql.atomic_with(target.model):
+            payload = sql.lock(Payload.objects.filter(pk=row.payload_id)).get()
+            instance = sql.lock(target.instance()).first()
             # Else another task was faster, or a later call gave it up.
             wanted = target.rows().filter(pk=row.pk).exists()
             if not wanted or instance is None or payload.state != PayloadState.COMPLETE:
@@ -297,7 +297,7 @@ def _replace_segments(payload: Payload, alias: str | None, stored: str, modified
         file_modified_at=modified,
     )
     Payload.objects.filter(pk=payload.pk).update(in_place=True, inline=None)
-    database.on_commit(lambda: _delete_ours(payload, old))
+    sql.on_commit(lambda: _delete_ours(payload, old))
 
 
 def _delete_ours(payload: Payload, old: list[Segment]) -> None:

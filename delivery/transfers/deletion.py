@@ -15,7 +15,7 @@ from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from delivery.models import Payload, Transfer, Usage
-from delivery.transfers import forgetting, locks
+from delivery.transfers import forgetting, sql
 
 
 def connect() -> None:
@@ -31,23 +31,23 @@ def _before_user(instance: Any, **_ignored: Any) -> None:
     The user is locked last: who inserts a reference to them holds other locks already when it is checked at COMMIT.
     """
     forgetting.forget(instance.pk, everything=False)
-    if locks.many_writers():  # a row to lock, which offers change before they refer to the user
+    if sql.many_writers():  # a row to lock, which offers change before they refer to the user
         Usage.objects.get_or_create(user=instance, defaults={"counted_at": timezone.now()})
-    locks.hold(Usage.objects.filter(pk=instance.pk))
-    locks.close(get_user_model()._base_manager.filter(pk=instance.pk))
+    sql.lock_in_order(Usage.objects.filter(pk=instance.pk))
+    sql.lock_for_deletion(get_user_model()._base_manager.filter(pk=instance.pk))
     Transfer.objects.filter(user=instance.pk).delete()
 
 
 def _before_payload(instance: Payload, origin: Any = None, **_ignored: Any) -> None:
     if _begins_with(origin, Payload):
-        locks.close(Payload.objects.filter(pk=instance.pk))
+        sql.lock_for_deletion(Payload.objects.filter(pk=instance.pk))
         Transfer.objects.filter(payload=instance.pk).delete()
 
 
 def _before_transfer(instance: Transfer, origin: Any = None, **_ignored: Any) -> None:
     if _begins_with(origin, Transfer):
-        locks.hold(Payload.objects.filter(pk=instance.payload_id))
-        locks.close(Transfer.objects.filter(pk=instance.pk))
+        sql.lock_in_order(Payload.objects.filter(pk=instance.payload_id))
+        sql.lock_for_deletion(Transfer.objects.filter(pk=instance.pk))
 
 
 def _begins_with(origin: Any, model: type[models.Model]) -> bool:

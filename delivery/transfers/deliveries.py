@@ -26,7 +26,7 @@ from delivery.models import (
     Transfer,
     TransferState,
 )
-from delivery.transfers import database, locks, outbox, outcomes, taking, timeline
+from delivery.transfers import outbox, outcomes, sql, taking, timeline
 from delivery.transfers.sql import Insert, Statement, places
 
 
@@ -152,8 +152,8 @@ def catch_up(user: Any, address: str) -> None:
         .select_related("payload")
     )
     for found in missing:
-        with database.atomic():
-            if locks.keep(Payload, [found.payload_id]):  # else it was deleted since we looked
+        with sql.atomic():
+            if sql.keep_rows(Payload, [found.payload_id]):  # else it was deleted since we looked
                 outcomes.create_for_users(found.payload, [user])
 
 
@@ -186,8 +186,8 @@ def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
     """Write how far clients are that have not finished. `positions`: (transfer, client) to bytes. One transaction for all."""
     now, noted = timezone.now(), positions.items()
     state, live = ClientState.OPEN.value, TransferState.LIVE.value
-    with database.atomic():
-        locks.hold(Transfer.objects.filter(pk__in={transfer for transfer, _ in positions}))
+    with sql.atomic():
+        sql.lock_in_order(Transfer.objects.filter(pk__in={transfer for transfer, _ in positions}))
         _NOTE.run_each([(position, now, transfer, client, state) for (transfer, client), position in noted])
         _PROGRESS.run_each([(position, now, transfer, live, position) for (transfer, _), position in noted])
 
@@ -232,7 +232,7 @@ def finish(batch: Sequence[Received]) -> list[None]:
     """Note which clients have all of which deliveries, in one transaction. The first one of a user serves the user."""
     now = timezone.now()
     live, done = TransferState.LIVE.value, TransferState.DONE.value
-    with database.atomic():
+    with sql.atomic():
         found = _locked({one.transfer for one in batch})
         known = [one for one in batch if one.transfer in found]  # not what is deleted by now
         served = {one.transfer: one for one in reversed(known) if found[one.transfer][1] == live}
@@ -264,9 +264,9 @@ def _note_served(transfer: UUID, payload: UUID) -> None:
 
 def decline(transfer: UUID, client: str) -> None:
     """Note that a client does not want it, or ended it for good; its user's other clients are still offered it."""
-    with database.atomic():
+    with sql.atomic():
         # An accept that came just before reads the position before it writes it: it has to be through, or to see this.
-        locks.hold(Transfer.objects.filter(pk=transfer))
+        sql.lock_in_order(Transfer.objects.filter(pk=transfer))
         if not Transfer.objects.filter(pk=transfer).exists():
             return
         ClientPosition.objects.update_or_create(

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import DatabaseError
 
 from delivery.models import Transfer
-from delivery.transfers import database, deliveries, locks, uploads
+from delivery.transfers import deliveries, sql, uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def note_all(batch: Sequence[Detached]) -> list[Exception | None]:
     Returns None for each, or why it could not be noted.
     """
     try:
-        with database.atomic():
-            locks.hold(Transfer.objects.filter(pk__in={one.transfer for one in batch}))
+        with sql.atomic():
+            sql.lock_in_order(Transfer.objects.filter(pk__in={one.transfer for one in batch}))
             for one in batch:
                 one.note()
     except DatabaseError:

@@ -24,7 +24,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, PolicyUnavailable
 from delivery.models import Payload, PayloadState
 from delivery.storage import payloads
 from delivery.storage.files import PIECE_BYTES
-from delivery.transfers import database, ending, hashing, missing_files, outcomes, recipients, timeline, uploads
+from delivery.transfers import ending, hashing, missing_files, outcomes, recipients, sql, timeline, uploads
 from delivery.transfers.hashing import Hashed
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def begin(transfer: UUID, lease: int, size: int, sha256: str | None) -> None:
     Raises `StaleLease`, `IntegrityError` where rows do not hold `size` bytes, `Refused` where the size is learned now and
     is more than its owner may have.
     """
-    with database.atomic():
+    with sql.atomic():
         row = uploads.locked_under(transfer, lease)
         if row.position != size:
             raise IntegrityError(f"{row.position} bytes are stored, expected {size}")

@@ -11,7 +11,7 @@ from django.utils import timezone
 from delivery import notify
 from delivery.models import Direction, MissingFile, Payload, PayloadState, Segment, Transfer, TransferState
 from delivery.storage import files, payloads
-from delivery.transfers import database, locks, outbox, quotas, timeline
+from delivery.transfers import outbox, quotas, sql, timeline
 
 OVER = (PayloadState.FAILED, PayloadState.CANCELLED, PayloadState.EXPIRED)
 
@@ -44,7 +44,7 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
         return False
     if row.direction == Direction.UPLOAD:
         return cancel_payload(row.payload_id, by=by)
-    with database.atomic():
+    with sql.atomic():
         live = Transfer.objects.filter(pk=transfer_id, state=TransferState.LIVE)
         if not _end_transfers(live, TransferState.CANCELLED, "cancelled"):
             return False
@@ -53,8 +53,8 @@ def cancel_transfer(transfer_id: UUID, *, by: str) -> bool:
 
 
 def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, keep_files: bool = False) -> bool:
-    with database.atomic():
-        payload = locks.lock(Payload.objects.filter(pk=payload_id)).first()
+    with sql.atomic():
+        payload = sql.lock(Payload.objects.filter(pk=payload_id)).first()
         if payload is None:
             return False
         before, live = payload.state, payload.completed_at is None and payload.inline is None
@@ -69,7 +69,7 @@ def _end_payload(payload_id: UUID, state: PayloadState, code: str, *, by: str, k
             quotas.ended(payload, live=live)
         if before == PayloadState.COMPLETE and state == PayloadState.EXPIRED:
             outbox.add("payload_expired", payload)
-        database.on_commit(lambda: _free(payload, segments, code))
+        sql.on_commit(lambda: _free(payload, segments, code))
     timeline.note(state.value, payload=payload_id, by=by, code=code)
     return True
 
@@ -95,7 +95,7 @@ def _forget_segments(payload: Payload) -> list[Segment]:
 def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) -> int:
     """End live transfers inside the caller's transaction; their connections hear of it once it has committed."""
     # Locked: a `done` that comes in this moment was first, or comes too late.
-    ended = list(locks.lock(rows.select_related("payload"), "self").order_by("pk"))
+    ended = list(sql.lock(rows.select_related("payload"), "self").order_by("pk"))
     held = [(row.id, row.channel) for row in ended if row.channel]
     for row in ended:
         held += [(row.id, channel) for channel in row.clients.exclude(channel="").values_list("channel", flat=True)]
@@ -105,7 +105,7 @@ def _end_transfers(rows: QuerySet[Transfer], state: TransferState, code: str) ->
     count = Transfer.objects.filter(pk__in=[row.pk for row in ended]).update(
         state=state, failure=code, ended_at=now, client="", session="", channel="", waiting_for=""
     )
-    database.on_commit(lambda: _tell(held, code))
+    sql.on_commit(lambda: _tell(held, code))
     return count
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db.models import QuerySet
 
 from delivery.models import Direction, Payload, Transfer, TransferState, Usage
-from delivery.transfers import database, ending, locks
+from delivery.transfers import ending, sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ def forget(user: Any, *, everything: bool) -> Forgotten:
     `everything`: delete the rows of all that they sent to others as well, delivered or not, and of their deliveries.
     What is kept for the site itself, or attached to a model, stays, without an owner once the user is gone.
     """
-    with database.atomic():
+    with sql.atomic():
         cancelled = {*_undelivered(user), *_only_for(user)}
         theirs = _sent_by(user).values_list("pk", flat=True) if everything else ()
-        held = locks.hold_payloads({*cancelled, *theirs})
+        held = sql.lock_payloads({*cancelled, *theirs})
         ended = sum(ending.cancel_payload(pk, by=f"user:{user}") for pk in held if pk in cancelled)
         deleted = _delete_rows(user) if everything else 0
     return Forgotten(ended, deleted)

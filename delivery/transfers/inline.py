@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from delivery.models import Payload, PayloadState
-from delivery.transfers import database, ending, outcomes, uploads
+from delivery.transfers import ending, outcomes, sql, uploads
 from delivery.transfers.segments import progressed
 from delivery.transfers.uploads import Finished
 
 
 def store(transfer: UUID, lease: int, offset: int, data: bytes) -> int:
     """Store bytes from `offset` on in the payload's row; return the new position in bytes. Raises `StaleLease`."""
-    with database.atomic():
+    with sql.atomic():
         row = uploads.locked_under(transfer, lease)
         Payload.objects.filter(pk=row.payload_id).update(inline=bytes(row.payload.inline or b"")[:offset] + data)
         row.position = offset + len(data)
@@ -32,7 +32,7 @@ def complete(
     `users`: the primary keys of its recipients. `expected`: the digests that the sender gave. Returns None where what is stored has another one: the payload has
     failed. Raises `StaleLease`.
     """
-    with database.atomic():
+    with sql.atomic():
         payload = uploads.locked_under(transfer, lease).payload
         payload.inline = bytes(payload.inline or b"")[:offset] + data
         payload.size = len(payload.inline)

@@ -20,7 +20,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable, StoredFileMissing
 from delivery.models import MissingFile, Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import database, ending, locks, quotas, timeline
+from delivery.transfers import ending, quotas, sql, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ WANTED_STATES = (PayloadState.COMPLETE, PayloadState.SEALING)
 def seen(payload_id: UUID) -> None:
     """Note that a stored file of a payload was not there when it was wanted; try again where that is due."""
     now = timezone.now()
-    with database.atomic():
-        if not locks.lock(Payload.objects.filter(pk=payload_id, state__in=WANTED_STATES)).exists():
+    with sql.atomic():
+        if not sql.lock(Payload.objects.filter(pk=payload_id, state__in=WANTED_STATES)).exists():
             return
         row, created = MissingFile.objects.get_or_create(
             payload_id=payload_id, defaults={"since": now, "tried_at": now}
@@ -145,8 +145,8 @@ def revive(payload_id: UUID, *, by: str) -> bool:
         return False
     if (segment := first_missing(payload_id)) is not None:
         raise StorageUnavailable(f"the file {segment.name} of storage {segment.storage!r} is still missing")
-    with database.atomic():
-        payload = locks.lock(Payload.objects.filter(pk=payload_id, state=PayloadState.FAILED)).first()
+    with sql.atomic():
+        payload = sql.lock(Payload.objects.filter(pk=payload_id, state=PayloadState.FAILED)).first()
         if payload is None or not MissingFile.objects.filter(pk=payload_id).delete()[0]:
             return False
         payload.state, payload.failure = PayloadState.SEALING, ""
@@ -156,7 +156,7 @@ def revive(payload_id: UUID, *, by: str) -> bool:
             _remember_times(payload)
         quotas.revived(payload)
         timeline.note("revived", payload=payload_id, by=by)
-        database.on_commit(lambda: _seal(payload_id))
+        sql.on_commit(lambda: _seal(payload_id))
     return True
 
 

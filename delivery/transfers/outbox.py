@@ -17,7 +17,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable
 from delivery.models import Notice, Payload, Transfer
 from delivery.signals import BY_NAME
-from delivery.transfers import database, locks
+from delivery.transfers import sql
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def add(signal: str, payload: Payload, transfer: Transfer | None = None) -> None
     if not wanted(signal):
         return
     notice = Notice.objects.create(signal=signal, payload=payload, transfer=transfer, due_at=timezone.now())
-    database.on_commit(lambda: _publish(notice.pk))
+    sql.on_commit(lambda: _publish(notice.pk))
 
 
 def _publish(pk: int) -> None:
@@ -75,8 +75,8 @@ def _handlers(signal: str) -> list[tuple[str, Any]]:
 def _handle(pk: int, name: str, handler: Any) -> bool:
     """Run one handler, its effects and its mark in one transaction; return whether it is through."""
     try:
-        with database.atomic():
-            notice = locks.lock(Notice.objects.filter(pk=pk)).first()
+        with sql.atomic():
+            notice = sql.lock(Notice.objects.filter(pk=pk)).first()
             if notice is None or name in notice.handled:
                 return True
             handler(
@@ -96,8 +96,8 @@ def _handle(pk: int, name: str, handler: Any) -> bool:
 
 
 def _postpone(pk: int, error: Exception) -> None:
-    with database.atomic():
-        notice = locks.lock(Notice.objects.filter(pk=pk)).first()
+    with sql.atomic():
+        notice = sql.lock(Notice.objects.filter(pk=pk)).first()
         if notice is None:
             return
         wait = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(notice.attempts, 20))

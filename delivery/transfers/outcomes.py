@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from delivery import conf, notify, policy
 from delivery.models import Address, Direction, Event, Payload, PayloadState, Transfer, TransferState
-from delivery.transfers import database, ending, locks, outbox, quotas, recipients, timeline
+from delivery.transfers import ending, outbox, quotas, recipients, sql, timeline
 from delivery.transfers.sql import Statement
 
 _COMPLETE = Statement(
@@ -37,9 +37,9 @@ def complete(payload_id: UUID, sha256: str, *, sealer: str | None = None) -> boo
     `PolicyUnavailable` where its recipients can't be asked for.
     """
     users = recipients.of_payload(payload_id)
-    with database.atomic():
+    with sql.atomic():
         unfinished = (PayloadState.STORING, PayloadState.SEALING)
-        rows = locks.lock(Payload.objects.filter(pk=payload_id, state__in=unfinished))
+        rows = sql.lock(Payload.objects.filter(pk=payload_id, state__in=unfinished))
         payload = (rows if sealer is None else rows.filter(sealer=sealer)).first()
         if payload is None:
             return False
@@ -73,7 +73,7 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
         outbox.add("payload_stored", payload)
     create_for_users(payload, users)
     timeline.note("complete", payload=payload.id, size=payload.size)
-    database.on_commit(lambda: _announce(payload, told))
+    sql.on_commit(lambda: _announce(payload, told))
 
 
 def _deliver_again(payload: Payload) -> set[str]:
@@ -132,5 +132,5 @@ def delivery_of(payload: Payload, user: Any) -> Transfer:
 
 def create_for_users(payload: Payload, users: Sequence[Any]) -> None:
     """Make the deliveries of a payload to users; those who have one keep it, and who is deleted by now gets none."""
-    there = locks.keep(get_user_model(), users)
+    there = sql.keep_rows(get_user_model(), users)
     Transfer.objects.bulk_create([delivery_of(payload, user) for user in there], ignore_conflicts=True)

@@ -16,7 +16,7 @@ from delivery import conf
 from delivery.errors import Refused
 from delivery.models import Payload, PayloadState, Usage
 from delivery.policy import Quota
-from delivery.transfers import database, locks
+from delivery.transfers import sql
 from delivery.transfers.sql import Statement
 
 COUNT_AGAIN = datetime.timedelta(hours=1)
@@ -107,9 +107,9 @@ def count_again(limit: int = 100) -> int:
 
 
 def _count(user: Any) -> None:
-    with database.atomic():
+    with sql.atomic():
         # Locked against offers: they change this row in the transaction that makes the payload.
-        usage = locks.lock(Usage.objects.filter(pk=user)).first()
+        usage = sql.lock(Usage.objects.filter(pk=user)).first()
         if usage is None:
             return
         found = Payload.objects.filter(owner=user, state__in=CHARGED).aggregate(

@@ -30,7 +30,7 @@ from delivery.errors import (
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
-from delivery.transfers import admission, database, ending, hashing, outcomes, quotas, recipients, timeline, uploads
+from delivery.transfers import admission, ending, hashing, outcomes, quotas, recipients, sql, timeline, uploads
 from delivery.transfers.sql import Insert, Statement
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _commit(order: StoreRequest, name: str, worker: str, following: Following | 
     alias, completed, settled, position = conf.current().storage, False, False, 0
     ending_now = _ending(order, alias, name) if order.completes else None
     try:
-        with database.atomic():
+        with sql.atomic():
             locked = uploads.lock_under(order.payload, order.transfer, order.lease)
             beyond = _room(order, locked.position)
             _INSERT.run([(order.payload, alias, name, order.offset, order.length)])

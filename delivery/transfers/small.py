@@ -22,7 +22,7 @@ from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, database, deliveries, names, outbox, quotas, timeline
+from delivery.transfers import admission, deliveries, names, outbox, quotas, sql, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
@@ -108,7 +108,7 @@ class Taken:
 def take(batch: Sequence[SmallOffer]) -> Taken:
     """Store and complete all offers of a batch in one transaction. The policy was asked before; no site code runs here."""
     try:
-        with database.atomic():
+        with sql.atomic():
             rows = _rows(batch)
             arrivals = _insert([row for row in rows if row is not None])
     except IntegrityError:  # an offer of the same transfer came by another process in this moment

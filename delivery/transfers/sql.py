@@ -1,8 +1,22 @@
-"""Rows that every small message writes, in few and fixed statements.
+"""Our statements: transactions, locks on rows and their one order, and fixed statements for what runs often.
 
-The ORM makes an object of each row and composes a statement anew each time, which takes several times as long as running
-it. Here a statement is made once, rows are plain tuples, and their values are converted as the model's own fields do it.
-Runs in a thread; transactions are the caller's.
+Transactions. A site's router may have put our tables into another database than the default: every transaction of ours,
+and what is to happen once it has committed, names it. All our tables are in one database, with the table of users.
+
+Locks. Every transaction takes them in this order:
+
+    Payload, Transfer, what hangs on these (ClientPosition, Attachment and the site's own object), Usage, User;
+    several rows of one kind in the order of their primary keys.
+
+SQLite has one writer at a time. PostgreSQL has many: two transactions that lock the same two rows in opposite orders
+wait for each other until it breaks one of them off.
+
+Fixed statements (`Insert`, `Statement`) are there only for speed: each is made once, rows are plain tuples, and their
+values are converted as the model's own fields do it. The ORM makes an object of each row and composes a statement anew
+each time, which takes several times as long as running it. Without them a small message and a segment cost a process
+several times the work; nothing else changes.
+
+Runs in a thread. Only `atomic` and `atomic_with` begin transactions; the others run in the caller's.
 """
 
 from __future__ import annotations
@@ -10,15 +24,17 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import connections, models, router
+from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from delivery.transfers import locks
+from delivery.models import Payload, Transfer, TransferState
 
+Row = TypeVar("Row", bound=models.Model)
 # Their columns take every value as a plain parameter, and both know ON CONFLICT.
 PLAIN_VENDORS = frozenset({"sqlite", "postgresql"})
 PLAIN_FIELDS = frozenset(
@@ -35,6 +51,123 @@ PLAIN_FIELDS = frozenset(
     }
 )
 Convert = Callable[[Any, BaseDatabaseWrapper], Any]
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+def alias() -> str:
+    """Return the name of our database in DATABASES."""
+    return router.db_for_write(Payload)
+
+
+def connection() -> BaseDatabaseWrapper:
+    """Return this thread's connection to our database."""
+    return connections[alias()]
+
+
+def atomic() -> transaction.Atomic:
+    """Return a transaction in our database, as a context manager."""
+    return transaction.atomic(using=alias())
+
+
+def on_commit(function: Callable[[], Any]) -> None:
+    """Call `function` once the transaction in our database has committed; at once where there is none."""
+    transaction.on_commit(function, using=alias())
+
+
+@contextmanager
+def atomic_with(model: type[models.Model]) -> Iterator[None]:
+    """Begin a transaction in our database and in the one of a model of the site's, which commits after ours."""
+    with transaction.atomic(using=router.db_for_write(model)), atomic():
+        yield
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+def many_writers() -> bool:
+    """Return whether several transactions may write at once, each locking rows; else they come one after the other."""
+    return _connection(Transfer).features.has_select_for_update
+
+
+def lock(rows: models.QuerySet[Row], *of: str) -> models.QuerySet[Row]:
+    """Return `rows` so that they are locked when they are read; `of`: these tables of a join alone, in this order.
+
+    Not against rows that only refer to a locked one (`FOR NO KEY UPDATE`): events of a payload need not wait for it.
+    """
+    features = _connection(rows.model).features
+    return rows.select_for_update(
+        of=of if features.has_select_for_update_of else (), no_key=features.has_select_for_no_key_update
+    )
+
+
+def lock_clause(model: type[models.Model]) -> str:
+    """Return what makes a SELECT from a model's table lock as `lock` does; an empty string where nothing can."""
+    connection = _connection(model)
+    if not connection.features.has_select_for_update:
+        return ""
+    return f" {connection.ops.for_update_sql(no_key=connection.features.has_select_for_no_key_update)}"
+
+
+def lock_with_payloads(rows: models.QuerySet[Transfer]) -> models.QuerySet[Transfer]:
+    """Return transfers so that each is read, and locked, after its payload.
+
+    Locked both: of what a statement joins without locking, it returns what was there before it had to wait.
+    """
+    return lock(rows.select_related("payload"), "payload", "self")
+
+
+def lock_in_order(rows: models.QuerySet[Any]) -> None:
+    """Lock rows in the order of their keys, and read nothing; the database may have no such locks, and need none."""
+    if _connection(rows.model).features.has_select_for_update:
+        list(lock(rows).order_by("pk").values_list("pk"))
+
+
+def lock_for_deletion(rows: models.QuerySet[Any]) -> None:
+    """Lock rows that are to be deleted, in the order of their keys: against rows that refer to them, too."""
+    if _connection(rows.model).features.has_select_for_update:
+        list(rows.select_for_update().order_by("pk").values_list("pk"))
+
+
+def keep_rows(model: type[models.Model], keys: Sequence[Any]) -> list[Any]:
+    """Return those of `keys` that exist, and keep them from being deleted until the transaction ends.
+
+    Where one writes at a time, that is so once a transaction has begun; the keys come back as they are.
+    """
+    connection = _connection(model)
+    if connection.vendor != "postgresql" or not keys:
+        return list(keys)
+    quote, key = connection.ops.quote_name, model._meta.pk
+    places = ", ".join(["%s"] * len(keys))
+    table, column = quote(model._meta.db_table), quote(key.column or key.name)
+    with connection.cursor() as cursor:
+        # Shared: many may refer to one user at once. Django has no name for this lock.
+        cursor.execute(
+            f"SELECT {column} FROM {table} WHERE {column} IN ({places}) ORDER BY {column} FOR KEY SHARE",
+            [key.get_db_prep_value(one, connection) for one in keys],
+        )
+        found = {key.to_python(one) for (one,) in cursor.fetchall()}
+    return [one for one in keys if one in found]
+
+
+def lock_payloads(keys: Iterable[UUID]) -> list[UUID]:
+    """Lock payloads with their live transfers, to end them all; return them in the order of their owners.
+
+    In that order their quotas will be changed.
+    """
+    payloads = Payload.objects.filter(pk__in=set(keys))
+    lock_in_order(payloads)
+    lock_in_order(Transfer.objects.filter(payload__in=payloads.values("pk"), state=TransferState.LIVE))
+    found = payloads.values_list("owner_id", "pk")
+    return [pk for _, pk in sorted(found, key=lambda row: (row[0] is not None, row))]
+
+
+def _connection(model: type[models.Model]) -> BaseDatabaseWrapper:
+    return connections[router.db_for_write(model)]
+
+
+# -- fixed statements --------------------------------------------------------------------------------------------------
 
 
 class Insert:
@@ -112,7 +245,7 @@ class Statement:
     def fetch(self, *values: Any, lock: bool = False) -> list[tuple[Any, ...]]:
         """Return the rows that it selects, as the database has them. `lock`: until the transaction ends."""
         connection = _connection(self._model)
-        clause = locks.clause(self._model) if lock else ""
+        clause = lock_clause(self._model) if lock else ""
         with connection.cursor() as cursor:
             cursor.execute(self._sql(connection) + clause, self._converted(connection, values))
             return list(cursor.fetchall())
@@ -130,10 +263,6 @@ class Statement:
 def places(count: int) -> str:
     """Return `count` places for values, for an IN."""
     return ", ".join(["%s"] * count)
-
-
-def _connection(model: type[models.Model]) -> BaseDatabaseWrapper:
-    return connections[router.db_for_write(model)]
 
 
 def _automatic(field: Any) -> bool:

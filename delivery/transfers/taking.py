@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, PayloadState, Transfer, TransferState
-from delivery.transfers import database, locks, timeline
+from delivery.transfers import sql, timeline
 from delivery.transfers.holders import Holder
 from delivery.transfers.sql import Insert
 
@@ -51,7 +51,7 @@ def take(batch: Sequence[Accepted]) -> list[str | Refused]:
     cannot have it: the delivery is over, or a newer connection of the client holds it.
     """
     now = timezone.now()
-    with database.atomic():
+    with sql.atomic():
         rows = _rows({one.transfer for one in batch})
         held = _positions(batch)
         outcomes: list[str | Refused] = []
@@ -74,7 +74,7 @@ def take(batch: Sequence[Accepted]) -> list[str | Refused]:
 
 def _rows(transfers: Iterable[UUID]) -> dict[UUID, Transfer]:
     rows = Transfer.objects.select_related("payload").filter(pk__in=transfers).order_by("pk")
-    return {row.pk: row for row in locks.lock(rows, "self")}
+    return {row.pk: row for row in sql.lock(rows, "self")}
 
 
 def _positions(batch: Sequence[Accepted]) -> dict[Key, ClientPosition]:

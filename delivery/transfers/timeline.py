@@ -19,7 +19,7 @@ from django.db.models import Count
 from django.utils import timezone
 
 from delivery.models import Event
-from delivery.transfers import database
+from delivery.transfers import sql
 from delivery.transfers.sql import Insert
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _LINES = Insert(Event, "at", "kind", "payload", "transfer", "detail")
 def note(kind: str, *, payload: UUID | None = None, transfer: UUID | None = None, **detail: Any) -> None:
     """Note an event, if and when the surrounding transaction commits. `detail`: ids and numbers."""
     line = (timezone.now(), kind, payload, transfer, detail)
-    database.on_commit(lambda: _waiting.append(line))
+    sql.on_commit(lambda: _waiting.append(line))
 
 
 def write() -> None:
@@ -51,7 +51,7 @@ def write() -> None:
     if not (batch := _taken()):
         return
     try:
-        with database.atomic():
+        with sql.atomic():
             _LINES.run(_newest(batch))
             _forget_surplus(batch)
     except DatabaseError as error:

@@ -19,7 +19,7 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import admission, database, locks, names, quotas, timeline
+from delivery.transfers import admission, names, quotas, sql, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.holders import Holder
 from delivery.transfers.sql import Statement
@@ -108,7 +108,7 @@ def open_upload(
     key = UUID(offer.transfer)
     for _ in range(3):
         try:
-            with database.atomic():
+            with sql.atomic():
                 row = _locked(user, key)
                 if row is None:
                     return _begin(user, holder, offer, admitted, workers=workers)
@@ -121,7 +121,7 @@ def open_upload(
 def _locked(user: Any, key: UUID) -> Transfer | None:
     if not admission.known(user.pk, key):
         return None
-    return locks.with_payloads(Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)).first()
+    return sql.lock_with_payloads(Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)).first()
 
 
 def _begin(user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool) -> Opened:
@@ -262,7 +262,7 @@ def _drop_beyond_gap(row: Transfer) -> None:
     Segment.objects.filter(pk__in=[segment.pk for segment in stray]).delete()
     if row.payload.size is None:  # they were charged as they came, and will be again
         quotas.grow(row.payload, quotas.MOST_BYTES, -sum(segment.length for segment in stray))
-    database.on_commit(lambda: payloads.delete_files(stray))
+    sql.on_commit(lambda: payloads.delete_files(stray))
 
 
 def _opened(row: Transfer, payload: Payload, displaced: str, *, hold: bool) -> Opened:
@@ -289,7 +289,7 @@ def locked_under(transfer: UUID, lease: int) -> Transfer:
     Raises `StaleLease` where a newer writer holds it, or where it has ended.
     """
     rows = Transfer.objects.filter(pk=transfer, lease=lease, state=TransferState.LIVE)
-    row = locks.with_payloads(rows).first()
+    row = sql.lock_with_payloads(rows).first()
     if row is None:
         raise _stale(transfer, lease)
     return row
@@ -325,7 +325,7 @@ def rewind(transfer: UUID, lease: int) -> tuple[int, int]:
 
     Raises `StaleLease`.
     """
-    with database.atomic():
+    with sql.atomic():
         row = locked_under(transfer, lease)
         _drop_beyond_gap(row)
         row.lease += 1

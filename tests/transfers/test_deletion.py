@@ -16,7 +16,7 @@ from django.utils import timezone
 from delivery.errors import Refused
 from delivery.models import Address, ClientPosition, Event, Notice, Payload, Transfer
 from delivery.policy import Quota
-from delivery.transfers import deliveries, locks, outcomes, quotas, taking, timeline
+from delivery.transfers import deliveries, outcomes, quotas, sql, taking, timeline
 from delivery.transfers.taking import Accepted
 from tests.transfers.test_locks import HOLDER, alice, blocked, complete_payload, delivery, elsewhere
 
@@ -140,5 +140,5 @@ def test_users_are_deleted_while_they_send_and_receive() -> None:
 
 def test_what_is_kept_is_what_exists(alice: User) -> None:
     with transaction.atomic():
-        assert locks.keep(User, [alice.pk, alice.pk + 1]) == [alice.pk]
-        assert locks.keep(Payload, []) == []
+        assert sql.keep_rows(User, [alice.pk, alice.pk + 1]) == [alice.pk]
+        assert sql.keep_rows(Payload, []) == []

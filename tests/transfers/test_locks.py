@@ -19,18 +19,7 @@ from delivery.errors import StaleLease
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import (
-    admission,
-    deliveries,
-    ending,
-    forgetting,
-    locks,
-    outcomes,
-    quotas,
-    small,
-    taking,
-    uploads,
-)
+from delivery.transfers import admission, deliveries, ending, forgetting, outcomes, quotas, small, sql, taking, uploads
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.holders import Holder
@@ -126,7 +115,7 @@ def test_a_transfer_is_not_locked_before_its_payload(upload: Transfer, whole: bo
             return uploads.lock_under(upload.payload_id, upload.pk, 1)[0]
 
     with transaction.atomic():
-        locks.hold(Payload.objects.all())
+        sql.lock_in_order(Payload.objects.all())
         looking = blocked(look)
         assert Transfer.objects.select_for_update(nowait=True).get() == upload
         Transfer.objects.update(position=4)
@@ -180,7 +169,7 @@ def test_a_decline_waits_for_who_reads_positions_to_write_them(alice: User) -> N
     row = delivery(complete_payload(), alice)
     ClientPosition.objects.create(transfer=row, client=HOLDER.client, updated_at=timezone.now())
     with transaction.atomic():
-        locks.hold(Transfer.objects.filter(pk=row.pk))
+        sql.lock_in_order(Transfer.objects.filter(pk=row.pk))
         declining = blocked(deliveries.decline, row.pk, HOLDER.client)
         assert taking.take([Accepted(row.pk, HOLDER, 3)]) == [""]
     declining.result(10)
