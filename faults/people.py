@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from delivery.client import connect
-from delivery.client.ceiling import Ceilings
+from delivery.client.chunk_ceilings import Ceilings
 from delivery.client.client import Client
 from delivery.errors import DeliveryError
 from faults.network import Network

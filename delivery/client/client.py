@@ -15,21 +15,20 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from delivery.client.ceiling import Ceilings, default_ceilings
+from delivery.client.chunk_ceilings import Ceilings, default_ceilings
+from delivery.client.connection import EARLY_DATA_BYTES, ClientConnection
 from delivery.client.credentials import checked_token, without_credentials
-from delivery.client.deliveries import Incoming
-from delivery.client.dialing import NotNow, check_url, dial
-from delivery.client.host import Host, Observer
-from delivery.client.link import Link
-from delivery.client.reasons import stopped
+from delivery.client.dialing import MAX_MESSAGE_BYTES, NotNow, check_url, dial, stopped
+from delivery.client.download import Downloads, Incoming
+from delivery.client.progress import Progress, Statistics
+from delivery.client.runtime import Observer, Runtime
 from delivery.client.sources import open_source
-from delivery.client.traffic import EARLY_DATA_BYTES, MAX_MESSAGE_BYTES
-from delivery.client.uploads import Progress, Receipt, Upload
+from delivery.client.upload import Receipt, Upload, Uploads
 from delivery.errors import ConnectionStopped, DeliveryError, UsageError
 from delivery.protocol import messages
 from delivery.protocol.backoff import Closed, Plan, Recovery
 from delivery.protocol.frames import is_chunk_size
-from delivery.protocol.messages import Hello, UploadOffer
+from delivery.protocol.messages import Hello, UploadOffer, Welcome
 from delivery.protocol.rules import MAX_HANDLE, MAX_INTEGER
 from delivery.websocket import tcp
 from delivery.websocket.client import ClientSocket
@@ -80,7 +79,7 @@ def connect(
     )
 
 
-class Client(Host):
+class Client:
     """A client that reconnects by itself. `statistics` counts what happened; `user` and `groups` as the server says."""
 
     def __init__(
@@ -105,16 +104,28 @@ class Client(Host):
             raise UsageError("client_id must have 1 to 64 characters")
         self._ceilings = ceilings or default_ceilings()
         most = chunk_size or NEAR_CHUNK_BYTES
-        super().__init__(Recovery(min(most, self._ceilings.get(url) or most)), groups, observer)
+        self._recovery = Recovery(min(most, self._ceilings.get(url) or most))
+        self._runtime = Runtime(self._recovery, observer, proven=self._remember_ceiling)
+        self._uploads = Uploads()
+        self._downloads = Downloads(self._runtime)
         self.url = url
         self.client_id = client_id
+        self.user: str | None = None
+        self.groups = groups
         self._receive = receive
         self._window = window
         self._chosen = chunk_size is not None
         self._open_timeout = open_timeout
         self._task: asyncio.Task[None] | None = None
+        self._connection: ClientConnection | None = None
+        self._welcomed = asyncio.Event()
         self._closing = asyncio.Event()
         self._error: Exception | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it counted, over all its connections."""
+        return self._runtime.statistics
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -141,14 +152,12 @@ class Client(Host):
     async def close(self) -> None:
         """Close the connection. What is unfinished stays with the server, and can be resumed by its transfer id."""
         self._closing.set()
-        if self._link is not None:
-            await self._link.close()
+        if self._connection is not None:
+            await self._connection.close()
         if self._task is not None:
             await asyncio.wait([self._task])
         self._stop(self._error or ConnectionStopped(1000, "the client was closed"))
-        while self._beside:
-            await asyncio.wait(self._beside)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        await self._runtime.close()
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +227,7 @@ class Client(Host):
                 name=_fitting(name),
                 size=source.size,
                 content_type=content_type[:255],
-                chunk_size=self.recovery.chunk_size,
+                chunk_size=self._recovery.chunk_size,
                 meta=dict(meta or {}),
                 to=(to,) if isinstance(to, str) else tuple(to),
             )
@@ -226,22 +235,14 @@ class Client(Host):
         except (UsageError, TypeError, ValueError, AttributeError) as error:
             source.close()
             raise UsageError(f"cannot send this: {error}") from error
-        upload = Upload(
-            source,
-            offer,
-            resumed=transfer is not None,
-            on_progress=progress,
-            wake=self.wake,
-            beside=self.background,
-            pool=self.pool,
-        )
-        self._uploads[offer.transfer] = upload
-        self.wake()
+        upload = Upload(source, offer, resumed=transfer is not None, on_progress=progress, runtime=self._runtime)
+        self._uploads.add(upload)
+        self._runtime.wake()
         return upload
 
     def _check_offer(self, offer: UploadOffer) -> None:
         """Raise `UsageError` for what no connection could offer: found there, it would be too late for one of many."""
-        if (running := self._uploads.get(offer.transfer)) is not None and not running.done:
+        if self._uploads.sends(offer.transfer):
             raise UsageError(f"transfer {offer.transfer} is being sent already")
         size = MAX_INTEGER if offer.size is None else offer.size
         messages.check(replace(offer, handle=MAX_HANDLE, size=size), messages.FROM_CLIENT)
@@ -256,15 +257,10 @@ class Client(Host):
         """
         if not self._receive:
             raise UsageError("connect with receive=True to be offered deliveries")
-        while True:
-            incoming = await self._waiting.get()
-            if incoming is None:
-                self._waiting.put_nowait(None)  # for the next one who asks
-                if self._error is not None and not self._closing.is_set():
-                    raise self._error
-                return
-            if not incoming.done and not incoming.claimed:
-                yield incoming
+        while (incoming := await self._downloads.next()) is not None:
+            yield incoming
+        if self._error is not None and not self._closing.is_set():
+            raise self._error
 
     async def expect(self, payload: str) -> Incoming:
         """Return the delivery of one payload as soon as it is offered; `deliveries` does not yield it then.
@@ -276,7 +272,7 @@ class Client(Host):
             raise UsageError("connect with receive=True to be offered deliveries")
         if self._error is not None:
             raise self._error
-        return await self.claim(payload)
+        return await self._downloads.claim(payload)
 
     # -- the life of connections -----------------------------------------------------------------------------------
 
@@ -304,25 +300,47 @@ class Client(Host):
         try:
             socket = await dial(self.url, self._token, closing=self._closing)
         except NotNow as error:
-            plan = self.recovery.refused(random.random())
-            self.tell("refused", url=without_credentials(self.url), error=str(error), wait=round(plan.wait, 3))
+            plan = self._recovery.refused(random.random())
+            self._runtime.tell("refused", url=without_credentials(self.url), error=str(error), wait=round(plan.wait, 3))
             return plan
         if socket is None:
-            return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
-        self._link = link = Link(self, socket, chunk_size=self._chunk_size(socket), window=self._window)
+            return Plan(stop=True, wait=0.0, chunk_size=self._recovery.chunk_size)
+        chunk_size = self._chunk_size(socket)
+        self._connection = connection = ClientConnection(
+            socket,
+            self._runtime,
+            self._uploads,
+            self._downloads,
+            chunk_size=chunk_size,
+            window=self._window,
+            welcomed=self._on_welcome,
+        )
         try:
-            how = await link.run(self._hello(link.core.limits.chunk_size))
+            how = await connection.run(self._hello(chunk_size))
         finally:
-            self._link = None
-        return self._closed(link, how)
+            self._connection = None
+        return self._closed(connection, how)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self.user, self.groups = welcome.user, welcome.groups or self.groups
+        self._recovery.initial, self._recovery.maximum = welcome.retry["initial"], welcome.retry["max"]
+        self._runtime.statistics.connections += 1
+        self._welcomed.set()
+        self._runtime.tell(
+            "connected",
+            user=welcome.user,
+            groups=list(welcome.groups),
+            session=welcome.session,
+            max_message=welcome.max_message,
+        )
 
     def _chunk_size(self, socket: ClientSocket) -> int:
         """Return the largest chunk to send over `socket`, in bytes."""
         if self._chosen:
-            return self.recovery.chunk_size
+            return self._recovery.chunk_size
         seconds = tcp.round_trip(socket.transport)
         near = seconds is not None and seconds <= NEAR_SECONDS
-        return min(self.recovery.chunk_size, NEAR_CHUNK_BYTES if near else CHUNK_BYTES)
+        return min(self._recovery.chunk_size, NEAR_CHUNK_BYTES if near else CHUNK_BYTES)
 
     def _hello(self, chunk_size: int) -> Hello:
         return Hello(
@@ -334,41 +352,34 @@ class Client(Host):
             groups=self.groups if self._receive else (),
         )
 
-    def _closed(self, link: Link, how: Closed) -> Plan:
+    def _closed(self, connection: ClientConnection, how: Closed) -> Plan:
         if self._closing.is_set():
-            return Plan(stop=True, wait=0.0, chunk_size=self.recovery.chunk_size)
-        plan = self.recovery.closed(how, random.random())
+            return Plan(stop=True, wait=0.0, chunk_size=self._recovery.chunk_size)
+        plan = self._recovery.closed(how, random.random())
         if plan.stop:
-            self.tell("closed", code=how.code, reason=link.reason, wait=None, chunk_size=plan.chunk_size)
+            self._runtime.tell("closed", code=how.code, reason=connection.reason, wait=None, chunk_size=plan.chunk_size)
             raise stopped(
                 how.code,
-                link.reason,
-                max_message=link.max_message,
+                connection.reason,
+                max_message=connection.max_message,
                 chunk_size=plan.chunk_size,
                 has_login=self._token is not None or self._welcomed.is_set(),
             )
-        self.tell("closed", code=how.code, reason=link.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size)
+        self._runtime.tell(
+            "closed", code=how.code, reason=connection.reason, wait=round(plan.wait, 3), chunk_size=plan.chunk_size
+        )
         if plan.shrunk:
-            self.remember_ceiling(plan.chunk_size)
+            self._remember_ceiling(plan.chunk_size)
         return plan
 
-    def remember_ceiling(self, chunk_bytes: int) -> None:
+    def _remember_ceiling(self, chunk_bytes: int) -> None:
         self._ceilings.remember(self.url, chunk_bytes)
 
     def _stop(self, error: Exception) -> None:
         self._error = self._error or error
-        for upload in list(self._uploads.values()):
-            upload.fail(error)
-        for incoming in [*self._incoming.values(), *self._saving]:
-            incoming.fail(error)
-        for expected in self._expected.values():
-            if not expected.done():
-                expected.set_exception(error)
-        self._uploads.clear()
-        self._incoming.clear()
-        self._expected.clear()
+        self._uploads.end(error)
+        self._downloads.end(error)
         self._welcomed.set()
-        self._waiting.put_nowait(None)
 
 
 def _fitting(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Opening a WebSocket to a server of delivery.v1, and what an answer that is none means."""
+"""Opening a WebSocket to a server of delivery.v1, and why there is none, in words that say what to do (PROTOCOL section 6)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,39 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from delivery.client.credentials import logger, without_credentials
-from delivery.client.reasons import redirected, refused_by_http
-from delivery.client.traffic import MAX_MESSAGE_BYTES
 from delivery.errors import ConnectionStopped, UsageError
+from delivery.protocol.codes import CLOSE_CODES
+from delivery.protocol.frames import CHUNK_SIZE_MIN
 from delivery.websocket import tcp
 from delivery.websocket.client import ClientSocket
 
 SUBPROTOCOL = Subprotocol("delivery.v1")
+MAX_MESSAGE_BYTES = 16_777_216  # that the server may send
 OPEN_SECONDS = 10.0
 QUEUED_MESSAGES = 32
 WRITE_BUFFER_BYTES = 131_072
 UNSENT_BYTES = 131_072  # that the kernel takes ahead of the network: no small message overtakes what is queued there
-
-
 CLOSED_AT_ONCE = "the connection was closed before the server answered"
+
+
+_ADVICE = {
+    1000: "the server said that all is done and closed",
+    1003: "the server says we sent data before hello: this is a bug, please report it",
+    1007: "the server says we sent text that is not UTF-8: this is a bug, please report it",
+    1008: "the site's policy refuses this connection",
+    4400: "the server says we broke the protocol: this is a bug, please report it",
+    4401: "login refused: get a token with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN, --token or token",
+}
+
+_GET_A_TOKEN = "get one with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN"
+
+_HTTP_ADVICE = {
+    403: "the site refuses the login, this client's origin or the host in the URL: get a new token with "
+    "`manage.py delivery_token USER`; if that does not help, the site's ALLOWED_HOSTS or a proxy in front of it may",
+    404: "there is no WebSocket at this path: expected the one that the site's routing gives, such as /ws/delivery/",
+    405: "there is no WebSocket at this path: expected the one that the site's routing gives, such as /ws/delivery/",
+    426: "the server does not take WebSockets at this URL",
+}
 
 
 class NotNow(Exception):
@@ -84,10 +103,10 @@ async def _handshake(url: str, token: str | None) -> ClientSocket:
     except ImportError as error:
         raise UsageError(f"the environment names a SOCKS proxy: {error}") from error
     except websockets.InvalidURI as error:  # of a redirect: our own URL was checked
-        raise redirected(without_credentials(error.uri)) from None
+        raise _redirected(without_credentials(error.uri)) from None
     except websockets.InvalidStatus as error:
         status = error.response.status_code
-        if (final := refused_by_http(status, without_credentials(url), has_login=token is not None)) is not None:
+        if (final := _refused_by_http(status, without_credentials(url), has_login=token is not None)) is not None:
             raise final from error
         raise NotNow(_answered(status)) from error
     except websockets.ConnectionClosed as error:  # accepted and closed at once: a balancer without a server behind it
@@ -138,3 +157,51 @@ async def _connect(url: str, token: str | None) -> ClientSocket:
     tcp.queue_little(connection.transport, UNSENT_BYTES)
     tcp.pace_nothing_locally(connection.transport)
     return cast(ClientSocket, connection)
+
+
+def stopped(
+    code: int,
+    reason: str,
+    *,
+    max_message: int | None = None,
+    chunk_size: int | None = None,
+    has_login: bool = True,
+) -> ConnectionStopped:
+    """Return the error for a close code after which reconnecting cannot help. Sizes in bytes."""
+    if code == 1009:
+        return ConnectionStopped(code, _too_big(max_message, chunk_size or CHUNK_SIZE_MIN))
+    if code == 4401 and not has_login:
+        return ConnectionStopped(code, f"login missing: there is no token; {_GET_A_TOKEN}")
+    advice = _ADVICE.get(code, CLOSE_CODES[code].reason if code in CLOSE_CODES else "the server closed")
+    return ConnectionStopped(code, f"{advice} ({reason})" if reason else advice)
+
+
+def _too_big(max_message: int | None, chunk_size: int) -> str:
+    said = f"although the server announces max_message {max_message:,}" if max_message else "before it said its limit"
+    return (
+        f"message too big: even chunks of {chunk_size:,} bytes are refused, {said}. Raise the message limit of the web "
+        "server (uvicorn: ws_max_size) or of the proxy in front of it"
+    )
+
+
+def _refused_by_http(status: int, url: str, *, has_login: bool) -> ConnectionStopped | None:
+    """Return the error for an HTTP answer to the handshake with `url`, None where trying again can help."""
+    if status in (408, 425, 429) or status >= 500:
+        return None
+    return ConnectionStopped(status, f"{url}: {_http_advice(status, has_login=has_login)}")
+
+
+def _http_advice(status: int, *, has_login: bool) -> str:
+    if status in (401, 403) and not has_login:
+        return f"the site refuses this client: there is no token; {_GET_A_TOKEN}"
+    if status == 401:
+        return f"login refused: the token is wrong or expired; {_GET_A_TOKEN}"
+    return _HTTP_ADVICE.get(status, f"the server answered HTTP {status} instead of opening a WebSocket")
+
+
+def _redirected(url: str) -> ConnectionStopped:
+    """Return the error for a redirect to `url`, which is none of a WebSocket."""
+    for http, scheme in (("https://", "wss://"), ("http://", "ws://")):
+        if url.startswith(http):
+            url = f"{scheme}{url.removeprefix(http)}"
+    return ConnectionStopped(1002, f"the server redirects elsewhere: if that is meant, use {url} as the URL")

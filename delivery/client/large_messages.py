@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from delivery.client.client import Client
-from delivery.client.deliveries import READ_LIMIT_BYTES, Incoming
+from delivery.client.download import READ_LIMIT_BYTES, Incoming
 from delivery.errors import UsageError
 from delivery.protocol.limits import MAX_UNANSWERED_OFFERS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from delivery.client.ceiling import Ceilings
+from delivery.client.chunk_ceilings import Ceilings
 from tests.client.proxy import Proxy
 from tests.client.server import CoreServer
 

@@ -215,7 +215,7 @@ async def test_hold_gives_no_credit_until_release(server: CoreServer, tmp_path: 
         incoming = await first(client)
         incoming.hold()
         saving = asyncio.ensure_future(incoming.save(tmp_path))
-        await eventually(lambda: incoming.intake is not None and incoming.intake.accepted)
+        await eventually(lambda: incoming.receiving is not None and incoming.receiving.accepted)
         await client.send(b"a round trip later")
         assert client.statistics.received_bytes == 0
         incoming.release()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delivery.client.ceiling import REMEMBERED_SECONDS, Ceilings
+from delivery.client.chunk_ceilings import REMEMBERED_SECONDS, Ceilings
 from delivery.client.cli.resumption import Resumption
 from delivery.client.files import write_atomically
 from delivery.client.placement import candidates, clean_name
@@ -62,7 +62,7 @@ def test_a_ceiling_is_forgotten_after_a_day(tmp_path: Path, monkeypatch: pytest.
     import time
 
     later = time.time() + REMEMBERED_SECONDS + 1
-    monkeypatch.setattr("delivery.client.ceiling.time.time", lambda: later)
+    monkeypatch.setattr("delivery.client.chunk_ceilings.time.time", lambda: later)
     assert ceilings.get("ws://host/") is None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from delivery.client import connect
-from delivery.client.uploads import Progress
+from delivery.client.progress import Progress
 from delivery.errors import UsageError
 from tests.client.conftest import eventually
 from tests.client.server import CoreServer

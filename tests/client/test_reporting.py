@@ -13,7 +13,7 @@ from delivery.client.cli import bars
 from delivery.client.cli.bars import BarReport
 from delivery.client.cli.reporting import Pipe
 from delivery.client.cli.wording import sentence, size_text
-from delivery.client.uploads import Progress
+from delivery.client.progress import Progress
 
 EVIL = "\x1b]0;owned\x07\x9b31m\u202e\r\nforged"
 SHOWN = r"\x1b]0;owned\x07\x9b31m\u202e\r\nforged"

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from delivery.client import Client, Incoming, Progress, connect
-from delivery.client.ceiling import Ceilings
+from delivery.client.chunk_ceilings import Ceilings
 from delivery.client.receiving_directory import FOLDER
 from delivery.errors import ConnectionStopped, DeliveryError, IntegrityError, StorageUnavailable
 from tests.client.server import CoreServer

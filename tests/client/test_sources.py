@@ -167,7 +167,7 @@ async def test_a_pull_outlives_its_connection(server: CoreServer, proxy: Proxy, 
             pulls = feeding.pulls
             proxy.cut()
             await eventually(lambda number=number: client.statistics.connections == number + 2)
-            await eventually(lambda: upload.feed is not None)
+            await eventually(lambda: upload.sending is not None)
             assert feeding.pulls == pulls
             feeding.give()
         feeding.end()
@@ -208,7 +208,7 @@ async def test_an_error_of_the_producer_between_two_connections_is_not_its_end(
         await until_pulling(feeding)
         port, proxy.target = proxy.target, 1
         proxy.cut()
-        await eventually(lambda: upload.feed is None)
+        await eventually(lambda: upload.sending is None)
         feeding.fail(LookupError("the producer broke"))
         await eventually(lambda: not feeding._blocks)
         proxy.target = port
@@ -279,13 +279,13 @@ async def test_a_pause_of_the_producer_survives_a_server_that_calls_it_a_stall(
         for _ in range(3):
             feeding.give()
             await until_pulling(feeding)
-            await eventually(lambda: upload.feed is not None)
+            await eventually(lambda: upload.sending is not None)
             session = server.sessions[0]
             await eventually(lambda session=session: session.core.receivers)
             for receiver in list(session.core.receivers.values()):
                 session.core.abort(receiver, "stalled", final=False)
             session.wake.set()
-            await eventually(lambda: upload.feed is None)
+            await eventually(lambda: upload.sending is None)
         feeding.end()
         await asyncio.wait_for(upload, 20)
     assert only(server) == feeding.given
@@ -444,7 +444,7 @@ async def test_what_lies_in_the_buffer_of_a_pipe_is_sent_first(server: CoreServe
         async with connect(server.url) as client:
             upload = client.start(file)
             if late:
-                await eventually(lambda: upload.feed is not None)
+                await eventually(lambda: upload.sending is not None)
                 producer.write(b"end")
                 producer.close()
             await asyncio.wait_for(upload, 10)

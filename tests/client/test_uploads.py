@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from websockets.frames import Close, Frame, Opcode
 
-from delivery.client import connect, traffic
-from delivery.client.ceiling import Ceilings
+from delivery.client import connect, connection
+from delivery.client.chunk_ceilings import Ceilings
 from delivery.errors import ConnectionStopped, IntegrityError, Refused, TransferAborted, UsageError
 from delivery.websocket import tcp
 from tests.client.conftest import eventually
@@ -146,7 +146,7 @@ async def test_1001_waits_as_told_and_resumes(server: CoreServer, file: Path) ->
 async def test_1001_counts_where_our_answer_to_it_does_not_get_through(
     server: CoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traffic, "GOING_AWAY_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "GOING_AWAY_SECONDS", 0.2)
     async with connect(server.url) as client:
         transport = server.sessions[0].socket.transport
         transport.pause_reading()
@@ -199,7 +199,7 @@ async def test_a_server_far_away_is_told_the_chunk_size_that_is_meant(
     monkeypatch.setattr(tcp, "round_trip", lambda transport: 0.05)
     async with connect(server.url) as client:
         assert [hello.chunk_size for hello in server.hellos] == [262_144]
-        assert client.recovery.chunk_size == 524_288
+        assert client._recovery.chunk_size == 524_288
 
 
 async def test_1009_from_a_server_far_away_halves_what_was_sent(
@@ -265,7 +265,7 @@ async def test_a_cut_is_seen_at_once_although_the_send_buffer_is_full(
         await eventually(lambda: server.sizes)
         lost = server.sessions[0].socket.transport
         lost.pause_reading()
-        ours = client._link._socket.transport
+        ours = client._connection._socket.transport
         await eventually(lambda: ours.get_write_buffer_size() > 0)
         began = time.monotonic()
         if close is not None:
@@ -288,7 +288,7 @@ async def test_a_server_that_says_stalled_is_offered_the_upload_again(server: Co
         await eventually(lambda: upload.progress.stored > 0)
         upload.pause()
         server.sessions[0].stall()
-        await eventually(lambda: not client._link.core.senders)
+        await eventually(lambda: not client._connection.core.senders)
         upload.resume()
         receipt = await upload
     assert receipt.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -427,7 +427,7 @@ async def test_cancel_while_disconnected_is_told_later(server: CoreServer, proxy
         await eventually(lambda: upload.progress.stored > 1_000_000)
         upload.pause()
         proxy.cut()
-        await eventually(lambda: upload.feed is None)
+        await eventually(lambda: upload.sending is None)
         upload.cancel()
         await eventually(lambda: server.uploads[upload.transfer].cancelled)
 
@@ -451,7 +451,7 @@ async def test_a_file_that_changes_between_attempts_fails_visibly(server: CoreSe
             opened.write(b"changed")
             opened.truncate(5_000_000)
         proxy.cut()
-        await eventually(lambda: upload.feed is None)
+        await eventually(lambda: upload.sending is None)
         upload.resume()
         with pytest.raises(IntegrityError, match="changed"):
             await upload

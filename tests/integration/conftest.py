@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import delivery.client
-from delivery.client.ceiling import Ceilings
+from delivery.client.chunk_ceilings import Ceilings
 from tests.conformance.conftest import alice, bob, connect, sockets
 from tests.stack import Person, Site, Stack
 

@@ -15,7 +15,7 @@ import pytest
 from delivery import conf
 from delivery.checks import integration
 from delivery.client import connect
-from delivery.client.ceiling import Ceilings
+from delivery.client.chunk_ceilings import Ceilings
 from delivery.errors import ConnectionStopped
 from delivery.server import message_limits
 from tests.launch.live import ROOT, clean_environment, free_port, wait_until
@@ -200,8 +200,8 @@ async def test_a_server_that_takes_nothing_is_named_in_the_error(shipped, site, 
     """At the floor of 4,096 bytes nothing smaller can be tried."""
     alice = await site.person()
     with uvicorn_of(shipped, 1000) as limited:
-        async with asyncio.timeout(40), connect(limited.ws_url, alice.token, ceilings=ceilings) as client:
-            client.recovery.chunk_size = 4096
+        connecting = connect(limited.ws_url, alice.token, chunk_size=4096, ceilings=ceilings)
+        async with asyncio.timeout(40), connecting as client:
             with pytest.raises(ConnectionStopped, match="uvicorn: ws_max_size"):
                 await client.send(b"x" * 4000)
 

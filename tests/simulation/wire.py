@@ -83,7 +83,7 @@ EMPTY: Any = None
 
 
 class Wire:
-    """One connection: the client's end is used by `delivery.client.link`, the server's by the consumer."""
+    """One connection: the client's end is used by `delivery.client.connection`, the server's by the consumer."""
 
     def __init__(self, chance: random.Random, delay: Callable[[], float], passes: Callable[[Any], bool]) -> None:
         self.client = ClientEnd(self)
@@ -103,7 +103,7 @@ class Wire:
 
 
 class ClientEnd:
-    """What `link` needs of a websockets connection."""
+    """What `ClientConnection` needs of a websockets connection."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire

@@ -10,7 +10,7 @@ from typing import Any
 
 from delivery.client.cli.reporting import Report
 from delivery.client.cli.wording import sentence
-from delivery.client.uploads import Progress
+from delivery.client.progress import Progress
 from delivery.errors import DeliveryError
 
 LOOK_SECONDS = 0.25

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from delivery.client.cli.reporting import Pipe, Report
 from delivery.client.cli.wording import sentence, size_text
-from delivery.client.uploads import Progress
+from delivery.client.progress import Progress
 from delivery.escaping import printable
 
 WIDE_COLUMNS, NARROW_COLUMNS = 110, 70  # of terminals with room for a long bar, and with none for a bar

@@ -15,9 +15,9 @@ from typing import BinaryIO
 from delivery.client.cli.activity import Activity, NoProgress
 from delivery.client.cli.resumption import Resumption
 from delivery.client.client import Client, connect
-from delivery.client.deliveries import Incoming
+from delivery.client.download import Incoming
 from delivery.client.receiving_directory import ReceivingDirectory
-from delivery.client.uploads import Receipt, Upload
+from delivery.client.upload import Receipt, Upload
 from delivery.errors import DeliveryError, IntegrityError, Refused, StorageUnavailable, TransferAborted
 
 DONE, FAILED = 0, 1

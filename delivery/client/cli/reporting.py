@@ -14,7 +14,7 @@ import time
 from typing import IO, Any, Protocol
 
 from delivery.client.cli.wording import sentence
-from delivery.client.uploads import Progress
+from delivery.client.progress import Progress
 
 PROGRESS_SECONDS = 0.25
 

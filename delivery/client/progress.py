@@ -1,10 +1,20 @@
-"""What a client counts about itself: closes, resumes, bytes that went twice."""
+"""How far a transfer is, and what a client counts: closes, resumes, bytes that went twice."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a transfer is, in bytes: `stored` is safe with the receiver, `received` taken in. `size` may be None."""
+
+    transfer: str
+    stored: int
+    received: int
+    size: int | None
 
 
 @dataclass(slots=True)
