@@ -13,7 +13,7 @@ from delivery.errors import Refused, StorageUnavailable, TransferAborted
 from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.server.download import Outflow
-from delivery.transfers import deliveries, timeline
+from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Received
 from delivery.transfers.detaching import DetachedDelivery
 from delivery.transfers.taking import Accepted
@@ -166,7 +166,7 @@ async def aborted(session: Session, sender: Sender, message: messages.Abort) -> 
         if message.final:
             if message.code == "digest":  # its own disk, or ours: somebody is to look
                 logger.error("client %s received other bytes than payload %s", session.client, outflow.waiting.payload)
-                timeline.note("damaged", payload=outflow.waiting.payload, transfer=outflow.waiting.transfer)
+                await session.db(deliveries.note_damaged, outflow.waiting.transfer, outflow.waiting.payload)
             await session.db(deliveries.decline, outflow.waiting.transfer, session.client)
         else:
             await detach(session, outflow)

@@ -276,3 +276,8 @@ def decline(transfer: UUID, client: str) -> None:
         )
         taking.forget_oldest([transfer])
     timeline.note("declined", transfer=transfer)
+
+
+def note_damaged(transfer: UUID, payload: UUID) -> None:
+    """Note that a client received other bytes than the payload's: its disk is damaged, or ours."""
+    timeline.note("damaged", payload=payload, transfer=transfer)

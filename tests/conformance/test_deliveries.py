@@ -8,7 +8,7 @@ import random
 import pytest
 
 from delivery import deliver, group
-from delivery.models import ClientPosition, Transfer
+from delivery.models import ClientPosition, Event, Transfer
 from tests.conformance.conftest import Connect
 from tests.conformance.peer import CHUNK, Peer, sha256
 from tests.stack import Person, Site
@@ -427,6 +427,22 @@ async def test_a_final_abort_binds_that_client_only(connect: Connect, site: Site
     assert (await second.hear("offer"))["payload"] == payload
     await again.settle()
     assert not again.has_heard("offer")
+
+
+async def test_other_bytes_than_the_payloads_are_noted_and_disturb_nothing_else(
+    connect: Connect, site: Site, alice: Person
+) -> None:
+    payload = await send(site, alice)
+    peer = await connect(alice, client="first", receive=True)
+    offer = await peer.hear("offer")
+    handle = await accept(peer, offer, limit=1)
+    await peer.say("abort", transfer=offer["transfer"], handle=handle, code="digest", message="", final=True)
+    await site.until(
+        ClientPosition.objects.filter(transfer=offer["transfer"], state="declined").exists, what="ended delivery"
+    )
+    await site.until(Event.objects.filter(payload=payload, kind="damaged").exists, what="event")
+    other = await send(site, alice)
+    assert (await peer.hear("offer"))["payload"] == other  # the connection lives
 
 
 @pytest.mark.parametrize("code", ["paused", "busy"])
