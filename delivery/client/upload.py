@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import ParamSpec
 
 from delivery.client.progress import Progress
 from delivery.client.runtime import Runtime
@@ -27,6 +28,7 @@ BACKOFF_INITIAL_SECONDS = 0.5
 BACKOFF_MAX_SECONDS = 10.0
 BATCH_BYTES = 1_048_576  # made ready at a time on the loop
 THREAD_BATCH_BYTES = 2_097_152  # in a thread; handing over to it costs about as much as sending two chunks
+P = ParamSpec("P")
 DATA_AT = ROOM_BYTES + frames.HEADER_BYTES  # in the buffer that a chunk is read into
 
 
@@ -360,7 +362,7 @@ class UploadSender:
             return
         self._wait()
         if self._task is None:
-            self._task = asyncio.create_task(self._run(self._compute_digest()))
+            self._task = asyncio.create_task(self._run(self._compute_digest))
 
     def adjust(self) -> None:
         """Make the sender stand still or go on, after a pause or when something is ready."""
@@ -417,11 +419,12 @@ class UploadSender:
         if (size := self._source.size) is not None:
             end = min(end, frames.chunk_count(size, self.sender.chunk_size))
         if end > start:
-            self._task = asyncio.create_task(self._run(self._read_batch(start, end)))
+            self._task = asyncio.create_task(self._run(self._read_batch, start, end))
 
-    async def _run(self, work: Coroutine[None, None, None]) -> None:
+    async def _run(self, work: Callable[P, Coroutine[None, None, None]], *args: P.args, **options: P.kwargs) -> None:
+        """Run `work`. Called in here: a coroutine would never be awaited where the task is cancelled before its first step."""
         try:
-            await work
+            await work(*args, **options)
         except Exception as error:  # noqa: BLE001 - a program's iterator may raise anything: its upload fails with it
             self._task = None
             self._fail(error)

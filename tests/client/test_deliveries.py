@@ -229,6 +229,34 @@ async def test_what_is_declined_is_not_offered_again(server: CoreServer) -> None
         await eventually(lambda: "me" in waiting.declined)
 
 
+async def test_what_is_cancelled_between_two_connections_ends_nothing_on_the_next(
+    server: CoreServer, tmp_path: Path
+) -> None:
+    """The next connection offers something else with the same handle."""
+    one = server.offer(DATA)
+    async with connect(server.url, receive=True, client_id="me") as client:
+        incoming, saving = await _held(client, tmp_path)
+        del server.waiting[one.offer.transfer]
+        server.cut()
+        await eventually(lambda: client.statistics.connections == 2)
+        server.offer(DATA, name="other.tif")
+        other, saving_other = await _held(client, tmp_path)
+        incoming.cancel()
+        other.release()
+        assert (await saving_other).read_bytes() == DATA
+        with pytest.raises(TransferAborted, match="cancelled"):
+            await saving
+
+
+async def _held(client: Client, directory: Path) -> tuple[Incoming, asyncio.Future[Path]]:
+    """Start saving what is offered next; it is accepted, and gets no credit yet."""
+    incoming = await first(client)
+    incoming.hold()
+    saving = asyncio.ensure_future(incoming.save(directory))
+    await eventually(lambda: incoming.receiving is not None and incoming.receiving.accepted)
+    return incoming, saving
+
+
 async def test_cancel_ends_it_and_drops_what_came(server: CoreServer, tmp_path: Path) -> None:
     waiting = server.offer(DATA)
     async with connect(server.url, receive=True, window=262_144, client_id="me") as client:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import io
 import json
@@ -430,6 +431,25 @@ async def test_cancel_while_disconnected_is_told_later(server: CoreServer, proxy
         await eventually(lambda: upload.sending is None)
         upload.cancel()
         await eventually(lambda: server.uploads[upload.transfer].cancelled)
+
+
+async def test_cancel_before_a_read_has_begun_leaves_nothing_behind(server: CoreServer, file: Path) -> None:
+    """The task of the read is cancelled before its first step: a coroutine that nobody awaits would be complained of."""
+    await _cancel_before_reading(server, file)
+    gc.collect()
+
+
+async def _cancel_before_reading(server: CoreServer, file: Path) -> None:
+    server.window = ONE_CHUNK
+    async with connect(server.url) as client:
+        upload = client.start(file)
+        await eventually(lambda: upload.progress.stored > 1_000_000)
+        server.sessions[0].frozen = True
+        await eventually(lambda: upload.sending._task is None and not upload.sending._ready)
+        upload.sending.want_digest()
+        upload.cancel()
+        with pytest.raises(TransferAborted, match="cancelled"):
+            await upload
 
 
 async def test_a_deadline_keeps_what_the_server_has(server: CoreServer, file: Path) -> None:
