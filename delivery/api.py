@@ -33,7 +33,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
-from delivery.transfers import attachments, ending, names, outcomes, sql, timeline
+from delivery.transfers import attachments, names, outcomes, sql, timeline
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -377,7 +377,7 @@ def attach(payload: Payload, instance: models.Model, field: str) -> None:
 
 def discard(payload: Payload) -> None:
     """Cancel a payload's transfers and delete its files, as `Payload.discard` says."""
-    ending.cancel_payload(payload.pk, by="")
+    outcomes.cancel_payload(payload.pk, by="")
 
 
 def url_of(payload: Payload, expires: datetime.timedelta) -> str:

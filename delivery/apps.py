@@ -13,9 +13,9 @@ class DeliveryConfig(AppConfig):
 
     def ready(self) -> None:
         from delivery import checks, escaping, worker
-        from delivery.transfers import deletion
+        from delivery.transfers import cleanup
 
         escaping.guard_loggers(self.name)
         checks.register_all()
         worker.connect()
-        deletion.connect()
+        cleanup.connect_deletions()

@@ -46,7 +46,7 @@ def _arm(**_ignored: Any) -> None:
     from delivery import notify
     from delivery.buffer import blocks, chunks, exchange, keys
     from delivery.storage import files
-    from delivery.transfers import digests, hashing, outcomes, ranges, segments, uploads
+    from delivery.transfers import digests, outcomes, ranges, segments, uploads
 
     if hasattr(segments.store, "__wrapped__"):  # forked from a main process that has them
         return
@@ -59,9 +59,9 @@ def _arm(**_ignored: Any) -> None:
     _after(uploads, "lock_under", "the transfer locked")
     _after(segments, "_advance", "the row written, not committed")
     _before(notify, "waking", "committed, nobody woken", lambda _payload, event, **_rest: event == "stored")
-    _before(hashing, "follow", "woken, not hashed yet")
-    _after(hashing.Hashed, "add", "a segment hashed, the state in hand")
-    _unless(hashing, "of_all", Plan.seals, "all hashed, the last segment has no row yet")
+    _before(digests, "hash_ahead", "woken, not hashed yet")
+    _after(digests.Hashed, "add", "a segment hashed, the state in hand")
+    _unless(digests, "of_whole", Plan.seals, "all hashed, the last segment has no row yet")
 
     _before(blocks, "put", "before the file is read")
     _each(ranges, "_blocks", "a block read")
@@ -71,7 +71,7 @@ def _arm(**_ignored: Any) -> None:
     _after(blocks, "put", "all in Redis, nobody woken")
 
     _after(digests, "_claim", "claimed")
-    _unless(hashing, "resume", Plan.forgets, "what was hashed ahead in hand")
+    _unless(digests, "resume_hashed", Plan.forgets, "what was hashed ahead in hand")
     _after(digests._Pulse, "__call__", "between two blocks")
     _before(outcomes, "complete", "the digest known, nothing written")
     _after(outcomes, "complete_locked", "complete, not committed")

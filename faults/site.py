@@ -261,10 +261,10 @@ def discard(people: list[int]) -> None:
     from django.contrib.auth.models import User
 
     from delivery.models import Payload
-    from delivery.transfers import ending
+    from delivery.transfers import outcomes
 
     for payload in payloads_of(people):
-        ending.cancel_payload(uuid.UUID(payload), by="")
+        outcomes.cancel_payload(uuid.UUID(payload), by="")
     Payload.objects.filter(pk__in=payloads_of(people)).delete()
     User.objects.filter(pk__in=people).delete()
 

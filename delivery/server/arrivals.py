@@ -15,7 +15,7 @@ from uuid import UUID
 from delivery.errors import BufferUnavailable, Refused, TransferAborted
 from delivery.server import whole
 from delivery.server.web_process import Process
-from delivery.transfers import ending
+from delivery.transfers import outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Arrivals:
         if self._arriving is not None and not self._arriving.cancelled():
             left.append(self._arriving.result())
         payloads = [message["payload"] for message in left if message["payload"] is not None]
-        cancelling = (self._process.db(ending.cancel_payload, payload, by="") for payload in payloads)
+        cancelling = (self._process.db(outcomes.cancel_payload, payload, by="") for payload in payloads)
         for payload, outcome in zip(payloads, await asyncio.gather(*cancelling, return_exceptions=True), strict=True):
             if isinstance(outcome, Exception):
                 logger.error("payload %s is left to expire", payload, exc_info=outcome)

@@ -15,7 +15,7 @@ from delivery.errors import BufferUnavailable
 from delivery.protocol.receiver import ChunkRange
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake
-from delivery.transfers import ending
+from delivery.transfers import outcomes
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 async def cancel(session: Session, intake: Intake | InlineIntake) -> None:
     """Cancel an upload as its sender asks, whether or not their connection lasts that long."""
-    await session.db(ending.cancel_payload, intake.opened.payload, by=policy.address_of(session.user))
+    await session.db(outcomes.cancel_payload, intake.opened.payload, by=policy.address_of(session.user))
     await discard(intake)
 
 

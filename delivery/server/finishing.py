@@ -40,8 +40,8 @@ class Finishing:
 
         It tells `sealed` before `stored`: who only hears that all is stored has it sealed at once.
         """
-        digests = self._receiver.expected_digests()
-        return order if len(digests) > 1 else replace(order, completes=True, sha256=next(iter(digests), ""))
+        promised = self._receiver.expected_digests()
+        return order if len(promised) > 1 else replace(order, completes=True, sha256=next(iter(promised), ""))
 
     async def step(self, lease: int) -> Finished | None:
         """Ask for the digest if that is due; return the outcome if it is there already.

@@ -21,7 +21,7 @@ from delivery.protocol.states import State
 from delivery.server import discarding, early
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
-from delivery.transfers import ending, uploads
+from delivery.transfers import outcomes, uploads
 from delivery.transfers.detaching import DetachedUpload
 from delivery.transfers.segments import StoreRequest
 from delivery.transfers.uploads import Earlier, Finished, Opened
@@ -158,7 +158,7 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
         finished = await intake.run()
     except TransferAborted as aborted:
         if aborted.code in ("digest", "too_large"):
-            await session.db(ending.fail, intake.opened.payload, aborted.code)
+            await session.db(outcomes.fail, intake.opened.payload, aborted.code)
         final = aborted.final and aborted.code not in ("storage_unavailable", "busy")
         drop(session, intake, aborted.code, final=final, message=aborted.message)
         return
@@ -211,7 +211,7 @@ async def aborted(session: Session, receiver: Receiver, message: messages.Abort)
     if intake is None:
         return
     if message.final and message.code == "too_large":  # it was we who found that
-        await session.db(ending.fail, intake.opened.payload, message.code)
+        await session.db(outcomes.fail, intake.opened.payload, message.code)
     elif message.final:
         await session.process.see_through(discarding.cancel(session, intake))
     else:
@@ -260,7 +260,7 @@ async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Fini
     if not isinstance(opened, Opened):
         return
     if receiver.state is State.ABORTED:
-        cancelling = session.db(ending.cancel_payload, opened.payload, by=policy.address_of(session.user))
+        cancelling = session.db(outcomes.cancel_payload, opened.payload, by=policy.address_of(session.user))
         await session.process.see_through(cancelling)
     else:
         await _note_detached(session, opened, opened.lease, None)

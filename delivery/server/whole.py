@@ -22,7 +22,7 @@ from delivery.protocol.receiver import Receiver, Terms
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
 from delivery.server.web_process import Process
-from delivery.transfers import ending, uploads
+from delivery.transfers import outcomes, uploads
 from delivery.transfers.holders import Holder
 from delivery.transfers.uploads import Finished, Opened
 
@@ -50,7 +50,7 @@ async def store(process: Process, user: Any, data: bytes, *, content_type: str, 
         async with asyncio.timeout(STORE_SECONDS):
             return await _Sending(process, offer, opened, data).run()
     except BaseException as error:
-        await asyncio.shield(process.db(ending.cancel_payload, opened.payload, by=""))
+        await asyncio.shield(process.db(outcomes.cancel_payload, opened.payload, by=""))
         if isinstance(error, TimeoutError):
             raise TransferAborted("busy", f"not stored within {STORE_SECONDS:.0f} s", final=False) from error
         raise
@@ -69,7 +69,7 @@ async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
     except asyncio.CancelledError:
         with contextlib.suppress(Refused):
             opened = await opening  # it runs to its end all the same
-            await process.db(ending.cancel_payload, opened.payload, by="")
+            await process.db(outcomes.cancel_payload, opened.payload, by="")
         raise
     if isinstance(opened, Finished):  # the transfer's id is new
         raise RuntimeError("a new upload was complete already")

@@ -4,19 +4,19 @@ admission    what a user may send; names, quotas and recipients beside it
 uploads      open, resume, rewind, detach
 segments     a buffered run becomes a segment; handover: one task stores several
 ranges       a range goes into the buffer
-digests      the SHA-256 of what is stored
-outcomes     a payload becomes visible; ending: cancel, fail, expire
+digests      the SHA-256 of what is stored, computed ahead where it can be
+outcomes     a payload becomes visible; or is cancelled, fails, expires
 deliveries   what waits for a user, who takes it, how far they are
 inline       few bytes, kept in their row; small: many of them at once
 attachments  a payload becomes the file of a model's field
 missing_files   a stored file is gone: the payload fails in the end, and can be revived
 outbox       the site's signals
 timeline     the events
-cleanup      the sweep
+cleanup      the sweep, forgetting users, deleting rows
 sql          transactions, the order of locks, fixed statements
 """
 
-from delivery.transfers.ending import cancel_payload, cancel_transfer, expire_payload
 from delivery.transfers.missing_files import revive as revive_payload
+from delivery.transfers.outcomes import cancel_payload, cancel_transfer, expire_payload
 
 __all__ = ["cancel_payload", "cancel_transfer", "expire_payload", "revive_payload"]

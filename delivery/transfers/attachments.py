@@ -19,7 +19,7 @@ from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailabl
 from delivery.models import Attachment, HandedOver, Payload, PayloadState, Segment
 from delivery.storage import aliases, files, payloads
 from delivery.storage.files import PIECE_BYTES, StreamFile
-from delivery.transfers import ending, missing_files, sql, timeline
+from delivery.transfers import missing_files, outcomes, sql, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def compose(pk: int) -> None:
     except IntegrityError as error:
         logger.error("attachment %d given up: %s", pk, error)
         row.delete()
-        ending.fail(row.payload_id, "digest")
+        outcomes.fail(row.payload_id, "digest")
     except Exception as error:
         # The site's own code (upload_to, save, storage) raises what it likes: its fault, told and tried again.
         logger.exception("attachment %d failed", pk)

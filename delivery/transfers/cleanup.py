@@ -1,21 +1,41 @@
-"""Retention: what has expired goes, what was orphaned is found, what stands still is pushed. The sweep's work."""
+"""What goes: the sweep, forgetting a user, deleting rows while others write rows that refer to them.
+
+The sweep ends what has expired, finds what was orphaned and pushes what stands still. Forgetting ends what a user sends,
+removes what nobody has received and, with `everything`, all they ever sent.
+"""
 
 from __future__ import annotations
 
 import datetime
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from django.db.models import Q
+from django.contrib.auth import get_user_model
+from django.db import models
+from django.db.models import Q, QuerySet
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from delivery import conf, dispatch
 from delivery.buffer import leases
 from delivery.errors import BufferUnavailable, StorageUnavailable
-from delivery.models import Event, HandedOver, Payload, PayloadState, Segment, SweepMark, Transfer, TransferState
+from delivery.models import (
+    Direction,
+    Event,
+    HandedOver,
+    Payload,
+    PayloadState,
+    Segment,
+    SweepMark,
+    Transfer,
+    TransferState,
+    Usage,
+)
 from delivery.storage import files
-from delivery.transfers import attachments, ending, missing_files, outbox, quotas, timeline
+from delivery.transfers import attachments, missing_files, outbox, outcomes, quotas, sql, timeline
 from delivery.transfers.digests import DEAD_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -53,7 +73,7 @@ def _try(kind: str, step: Callable[[], int | None], done: dict[str, int]) -> Exc
 
 def _expire_payloads() -> int:
     due = Payload.objects.filter(state=PayloadState.COMPLETE, expires_at__lte=timezone.now()).order_by("expires_at")
-    return sum(ending.expire_payload(pk, by="") for pk in list(due.values_list("pk", flat=True)[:BATCH]))
+    return sum(outcomes.expire_payload(pk, by="") for pk in list(due.values_list("pk", flat=True)[:BATCH]))
 
 
 def _expire_uploads() -> int:
@@ -66,7 +86,7 @@ def _expire_uploads() -> int:
     left = Payload.objects.filter(state=PayloadState.STORING, transfers=None)
     lost = left.filter(created_at__lte=now - datetime.timedelta(seconds=conf.current().upload_expiry))
     found = [*due.values_list("payload_id", flat=True)[:BATCH], *lost.values_list("pk", flat=True)[:BATCH]]
-    return sum(ending.expire_payload(pk, by="") for pk in found)
+    return sum(outcomes.expire_payload(pk, by="") for pk in found)
 
 
 def _seal_again() -> int:
@@ -143,7 +163,7 @@ def delete_lost() -> int:
     found = files.folders(alias)
     for start in range(0, len(found), BATCH):
         batch = found[start : start + BATCH]
-        ended = Payload.objects.filter(pk__in=batch, state__in=ending.OVER, in_place=False)
+        ended = Payload.objects.filter(pk__in=batch, state__in=outcomes.OVER, in_place=False)
         count += sum(_delete_rest(alias, pk) for pk in ended.values_list("pk", flat=True))
         known = set(Payload.objects.filter(pk__in=batch).values_list("pk", flat=True))
         known |= set(HandedOver.objects.filter(payload__in=batch).values_list("payload", flat=True))
@@ -197,3 +217,104 @@ _STEPS: tuple[tuple[str, Callable[[], int | None]], ...] = (
     ("", attachments.compose_due),
     ("", quotas.count_again),
 )
+
+
+# -- forgetting a user -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """How many payloads were ended, and how many rows deleted."""
+
+    ended: int
+    deleted: int
+
+
+def forget_user(user: Any, *, everything: bool) -> Forgotten:
+    """End what `user` (a primary key) sends and what only they were to receive; files go after the commit.
+
+    `everything`: delete the rows of all that they sent to others as well, delivered or not, and of their deliveries.
+    What is kept for the site itself, or attached to a model, stays, without an owner once the user is gone.
+    """
+    with sql.atomic():
+        cancelled = {*_undelivered(user), *_only_for(user)}
+        theirs = _sent_by(user).values_list("pk", flat=True) if everything else ()
+        held = sql.lock_payloads({*cancelled, *theirs})
+        ended = sum(outcomes.cancel_payload(pk, by=f"user:{user}") for pk in held if pk in cancelled)
+        deleted = _delete_rows(user) if everything else 0
+    return Forgotten(ended, deleted)
+
+
+def _undelivered(user: Any) -> list[UUID]:
+    """Return the payloads of a user that are on their way in, or that somebody is still to receive."""
+    mine = Transfer.objects.filter(payload__owner=user, payload__keep=False, state=TransferState.LIVE)
+    unfinished = Transfer.objects.filter(user=user, direction=Direction.UPLOAD, state=TransferState.LIVE)
+    return list({*mine.values_list("payload_id", flat=True), *unfinished.values_list("payload_id", flat=True)})
+
+
+def _only_for(user: Any) -> list[UUID]:
+    """Return the payloads that wait for nobody but this user."""
+    waiting = Transfer.objects.filter(direction=Direction.DELIVERY, state=TransferState.LIVE)
+    mine = waiting.filter(user=user, payload__keep=False)
+    others = waiting.exclude(user=user).filter(payload__in=mine.values("payload"))
+    return list(mine.exclude(payload__in=others.values("payload")).values_list("payload_id", flat=True))
+
+
+def _sent_by(user: Any) -> QuerySet[Payload]:
+    """Return what a user has sent to others."""
+    return Payload.objects.filter(owner=user, keep=False)
+
+
+def _delete_rows(user: Any) -> int:
+    theirs = _sent_by(user)
+    for pk in list(theirs.values_list("pk", flat=True)):
+        outcomes.expire_payload(pk, by=f"user:{user}")
+    count = theirs.count()
+    theirs.delete()
+    Transfer.objects.filter(user=user, direction=Direction.DELIVERY).delete()
+    Usage.objects.filter(user=user).delete()
+    return count
+
+
+# -- deleting rows -----------------------------------------------------------------------------------------------------
+#
+# Django collects what hangs on a row before it deletes anything. A row that comes in between is not collected, and its
+# foreign key then fails the deletion at COMMIT. So a payload, transfer or user that is deleted is locked first, against
+# new references too, and what came meanwhile is deleted with it, in the thread and transaction of the deletion.
+
+
+def connect_deletions() -> None:
+    """Hear of deletions; called once by the app's configuration."""
+    pre_delete.connect(_before_user, sender=get_user_model(), dispatch_uid="delivery.deletion.user")
+    pre_delete.connect(_before_payload, sender=Payload, dispatch_uid="delivery.deletion.payload")
+    pre_delete.connect(_before_transfer, sender=Transfer, dispatch_uid="delivery.deletion.transfer")
+
+
+def _before_user(instance: Any, **_ignored: Any) -> None:
+    """End what is the user's, then delete the transfers that refer to them by now.
+
+    The user is locked last: who inserts a reference to them holds other locks already when it is checked at COMMIT.
+    """
+    forget_user(instance.pk, everything=False)
+    if sql.many_writers():  # a row to lock, which offers change before they refer to the user
+        Usage.objects.get_or_create(user=instance, defaults={"counted_at": timezone.now()})
+    sql.lock_in_order(Usage.objects.filter(pk=instance.pk))
+    sql.lock_for_deletion(get_user_model()._base_manager.filter(pk=instance.pk))
+    Transfer.objects.filter(user=instance.pk).delete()
+
+
+def _before_payload(instance: Payload, origin: Any = None, **_ignored: Any) -> None:
+    if _begins_with(origin, Payload):
+        sql.lock_for_deletion(Payload.objects.filter(pk=instance.pk))
+        Transfer.objects.filter(payload=instance.pk).delete()
+
+
+def _before_transfer(instance: Transfer, origin: Any = None, **_ignored: Any) -> None:
+    if _begins_with(origin, Transfer):
+        sql.lock_in_order(Payload.objects.filter(pk=instance.payload_id))
+        sql.lock_for_deletion(Transfer.objects.filter(pk=instance.pk))
+
+
+def _begins_with(origin: Any, model: type[models.Model]) -> bool:
+    """Return whether a deletion began with this model: else its locks come with those of the row that it began with."""
+    return (origin.model if isinstance(origin, models.QuerySet) else type(origin)) is model

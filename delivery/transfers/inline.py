@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from delivery.models import Payload, PayloadState
-from delivery.transfers import ending, outcomes, sql, uploads
+from delivery.transfers import outcomes, sql, uploads
 from delivery.transfers.segments import progressed
 from delivery.transfers.uploads import Finished
 
@@ -38,7 +38,7 @@ def complete(
         payload.size = len(payload.inline)
         digest = hashlib.sha256(payload.inline).hexdigest()
         if expected - {digest}:
-            ending.fail(payload.pk, "digest")
+            outcomes.fail(payload.pk, "digest")
             return None
         Payload.objects.filter(pk=payload.pk).update(
             inline=payload.inline, size=payload.size, state=PayloadState.SEALING

@@ -20,7 +20,7 @@ from delivery import dispatch
 from delivery.errors import BufferUnavailable, StorageUnavailable, StoredFileMissing
 from delivery.models import MissingFile, Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import ending, quotas, sql, timeline
+from delivery.transfers import outcomes, quotas, sql, timeline
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def try_due() -> int:
 def give_up_expired() -> int:
     """Delete what was kept of payloads whose time is up: the sweep's part. Returns how many."""
     due = MissingFile.objects.filter(payload__state=PayloadState.FAILED, payload__expires_at__lte=timezone.now())
-    return sum(ending.expire_payload(pk, by="") for pk in list(due.values_list("pk", flat=True)[:BATCH]))
+    return sum(outcomes.expire_payload(pk, by="") for pk in list(due.values_list("pk", flat=True)[:BATCH]))
 
 
 def try_again(row: MissingFile) -> bool:
@@ -95,7 +95,7 @@ def _fail(payload_id: UUID) -> bool:
     if segment is None:
         return False
     logger.error("payload %s fails: the file %s of storage %r is gone", payload_id, segment.name, segment.storage)
-    return ending.fail(payload_id, "digest", keep_files=True)
+    return outcomes.fail(payload_id, "digest", keep_files=True)
 
 
 def may_be_revived(payload: Payload) -> bool:

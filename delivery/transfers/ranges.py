@@ -12,7 +12,7 @@ from delivery.buffer.blocks import BLOCK_SIZE, RANGE_SIZE
 from delivery.errors import BufferUnavailable, IntegrityError, StorageUnavailable
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import payloads
-from delivery.transfers import ending, missing_files, timeline
+from delivery.transfers import missing_files, outcomes, timeline
 from delivery.transfers.sql import Statement
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _stage(payload_id: UUID, index: int, worker: str) -> bool:
     except IntegrityError as error:
         logger.error("payload %s: %s", payload_id, error)
         timeline.note("damaged", payload=payload_id, range=index)
-        ending.fail(payload_id, "digest")
+        outcomes.fail(payload_id, "digest")
         return False
     except StorageUnavailable as error:
         logger.error("range %d of %s not staged: %s", index, payload_id, error)

@@ -30,7 +30,7 @@ from delivery.errors import (
 from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
-from delivery.transfers import admission, ending, hashing, outcomes, quotas, recipients, sql, timeline, uploads
+from delivery.transfers import admission, digests, outcomes, quotas, recipients, sql, timeline, uploads
 from delivery.transfers.sql import Insert, Statement
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _commit(order: StoreRequest, name: str, worker: str, following: Following | 
         _drop_void(order)
     except Refused:  # a quota too: as it grows, both are `too_large` (PROTOCOL section 5)
         files.delete(alias, name)
-        ending.fail(order.payload, "too_large")
+        outcomes.fail(order.payload, "too_large")
         return
     except BaseException:
         # A connection that is lost at COMMIT does not tell whether the row is there now: whoever waits asks again, and
@@ -223,7 +223,7 @@ def _digest(order: StoreRequest, alias: str, name: str) -> str | None:
     """Return the SHA-256 of a payload whose last segment has just been written, None where that is left to sealing."""
     if order.offset and not _all_before(order):
         return None
-    return hashing.of_all(
+    return digests.of_whole(
         Segment(payload_id=order.payload, storage=alias, name=name, offset=order.offset, length=order.length)
     )
 
@@ -249,7 +249,7 @@ def _settle(order: StoreRequest, position: int, worker: str, following: Followin
     """
     opening = following.opening_late() if following is not None and not completed else ()
     told = notify.waking(order.payload, "stored", lease=order.lease, position=position, worker=worker)
-    ahead = hashing.possible() and not completed
+    ahead = digests.can_hash_ahead() and not completed
     state = leases.hold_digest_command(order.payload) if ahead else leases.drop_digest_command(order.payload)
     try:
         *_, record = exchange.run_commands(
@@ -259,7 +259,7 @@ def _settle(order: StoreRequest, position: int, worker: str, following: Followin
         logger.warning("segment at %d of %s is stored, nobody told: %s", order.offset, order.payload, error)
         return
     if ahead:
-        hashing.follow(order.payload, record)
+        digests.hash_ahead(order.payload, record)
 
 
 def _room(order: StoreRequest, position: int) -> list[Run]:

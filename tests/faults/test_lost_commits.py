@@ -22,7 +22,7 @@ from delivery import deliver
 from delivery.buffer import keys, pool
 from delivery.models import Direction, Payload, Segment, Transfer
 from delivery.protocol.storing import ChunkRange
-from delivery.transfers import cleanup, ending, segments
+from delivery.transfers import cleanup, outcomes, segments
 from delivery.transfers.segments import StoreRequest
 from tests.commits import lost_at_commit
 
@@ -69,7 +69,7 @@ def test_a_segment_that_was_not_committed_is_stored_again(folder: Path, monkeypa
     assert not Segment.objects.exists()
     segments.store(order, worker="test")
     assert len(files_in(folder)) == 2
-    ending.cancel_payload(order.payload, by="")
+    outcomes.cancel_payload(order.payload, by="")
     assert cleanup.delete_orphans(order.payload) == 1
     assert files_in(folder) == []
 

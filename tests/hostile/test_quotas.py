@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 
 from delivery.models import Payload, Transfer, Usage
-from delivery.transfers import admission, cleanup, ending, quotas
+from delivery.transfers import admission, cleanup, outcomes, quotas
 from tests.conformance.peer import Peer
 from tests.hostile import policy
 from tests.hostile.conftest import Open, Target
@@ -129,7 +129,7 @@ async def _cancelled_by_the_sender(wire: Wire, transfer: str, payload: Payload, 
 
 
 async def _cancelled_by_the_site(wire: Wire, transfer: str, payload: Payload, site: Site) -> None:
-    await site.run(ending.cancel_payload, payload.pk, by="")
+    await site.run(outcomes.cancel_payload, payload.pk, by="")
 
 
 async def _expired(wire: Wire, transfer: str, payload: Payload, site: Site) -> None:
@@ -141,7 +141,7 @@ async def _expired(wire: Wire, transfer: str, payload: Payload, site: Site) -> N
 
 
 async def _failed(wire: Wire, transfer: str, payload: Payload, site: Site) -> None:
-    await site.run(ending.fail, payload.pk, "digest")
+    await site.run(outcomes.fail, payload.pk, "digest")
 
 
 async def _of_another_digest(wire: Wire, transfer: str, payload: Payload, site: Site) -> None:

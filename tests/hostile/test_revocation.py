@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from delivery import deliver, make_token
 from delivery.models import Payload, Transfer
-from delivery.transfers import forgetting
+from delivery.transfers import cleanup
 from tests.conformance.peer import Peer
 from tests.hostile import policy
 from tests.hostile.conftest import MIB, Open, Target
@@ -237,7 +237,7 @@ async def test_files_stay_where_forgetting_is_rolled_back(site: Site, target: Ta
 
     def forget_and_fail() -> None:
         with transaction.atomic():
-            forgetting.forget(person.pk, everything=True)
+            cleanup.forget_user(person.pk, everything=True)
             transaction.set_rollback(True)
 
     await site.run(forget_and_fail)

@@ -85,6 +85,6 @@ def test_a_sealing_whose_heartbeat_stopped_is_taken_up(valkey: None, being_seale
 def test_a_sealing_that_is_taken_up_waits_for_nothing_that_the_dead_one_held(
     valkey: None, being_sealed: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digests.hashing.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
+    monkeypatch.setattr(digests.time, "sleep", lambda _seconds: pytest.fail("waited for the dead"))
     leases.hold_digest(being_sealed.pk)
     assert _state_after(being_sealed, digests.DEAD_AFTER_SECONDS + 0.1) == "complete"

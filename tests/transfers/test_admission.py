@@ -15,7 +15,7 @@ from delivery.errors import Refused
 from delivery.models import Usage
 from delivery.policy import DefaultPolicy, Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, ending, uploads
+from delivery.transfers import admission, outcomes, uploads
 from delivery.transfers.holders import Holder
 from delivery.transfers.uploads import Opened
 
@@ -75,7 +75,7 @@ def test_the_addresses_of_the_first_offer_stand(alice: User, asked: type[Asked])
 
 def test_an_upload_that_is_over_is_answered_without_the_policy(alice: User, asked: type[Asked]) -> None:
     one = offer()
-    ending.cancel_payload(opened(alice, one).payload, by="")
+    outcomes.cancel_payload(opened(alice, one).payload, by="")
     asked.sends.clear()
     assert admission.ask(alice, one) is None
     assert asked.sends == []

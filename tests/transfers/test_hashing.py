@@ -17,7 +17,7 @@ from django.test import override_settings
 from delivery.buffer import leases
 from delivery.models import Payload, PayloadState, Segment
 from delivery.storage import files
-from delivery.transfers import digests, hashing
+from delivery.transfers import digests
 
 SEGMENT = 300_000
 DATA = os.urandom(3 * SEGMENT + 17)
@@ -81,7 +81,7 @@ def sealed(payload: Payload) -> str:
 def test_sealing_reads_only_what_is_not_hashed_yet(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
     for offset in (0, SEGMENT, 2 * SEGMENT):
         store(payload, offset)
-        hashing.follow(payload.pk, leases.hold_digest(payload.pk))
+        digests.hash_ahead(payload.pk, leases.hold_digest(payload.pk))
     store(payload, 3 * SEGMENT)
     counted = read_bytes(monkeypatch)
     assert sealed(payload) == "complete"
@@ -91,7 +91,7 @@ def test_sealing_reads_only_what_is_not_hashed_yet(payload: Payload, monkeypatch
 def test_segments_are_hashed_in_order_whatever_came_first(payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
     for offset in (SEGMENT, 0, 3 * SEGMENT, 2 * SEGMENT):
         store(payload, offset)
-        hashing.follow(payload.pk, leases.hold_digest(payload.pk))
+        digests.hash_ahead(payload.pk, leases.hold_digest(payload.pk))
     counted = read_bytes(monkeypatch)
     assert (sealed(payload), sum(counted)) == ("complete", 0)
 
@@ -100,7 +100,7 @@ def test_segments_are_hashed_in_order_whatever_came_first(payload: Payload, monk
 def test_without_a_state_everything_is_read(payload: Payload, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     for offset in range(0, len(DATA), SEGMENT):
         store(payload, offset)
-        hashing.follow(payload.pk, leases.hold_digest(payload.pk))
+        digests.hash_ahead(payload.pk, leases.hold_digest(payload.pk))
     if lost == "gone":
         leases.drop_digest(payload.pk)
     elif lost == "damaged":
@@ -108,7 +108,7 @@ def test_without_a_state_everything_is_read(payload: Payload, monkeypatch: pytes
         leases.put_digest(payload.pk, record[:-5] + b"00000")
     else:
         leases.hold_digest(payload.pk)
-        monkeypatch.setattr(hashing, "MOST_LOOKS", 2)
+        monkeypatch.setattr(digests, "MOST_LOOKS", 2)
     counted = read_bytes(monkeypatch)
     assert (sealed(payload), sum(counted)) == ("complete", len(DATA))
 
@@ -117,7 +117,7 @@ def test_without_a_state_everything_is_read(payload: Payload, monkeypatch: pytes
 def test_a_file_changed_after_it_was_hashed_is_noticed(payload: Payload, tmp_path: Path, damage: str) -> None:
     for offset in range(0, len(DATA), SEGMENT):
         segment = store(payload, offset)
-        hashing.follow(payload.pk, leases.hold_digest(payload.pk))
+        digests.hash_ahead(payload.pk, leases.hold_digest(payload.pk))
     with (tmp_path / segment.name).open("r+b") as file:
         if damage == "shorter":
             file.truncate(5)
@@ -133,10 +133,10 @@ def test_another_digest_than_expected_is_computed_again_before_it_fails(
 ) -> None:
     for offset in range(0, len(DATA), SEGMENT):
         store(payload, offset)
-        hashing.follow(payload.pk, leases.hold_digest(payload.pk))
-    hashed = hashing.resume(payload)
+        digests.hash_ahead(payload.pk, leases.hold_digest(payload.pk))
+    hashed = digests.resume_hashed(payload)
     assert hashed is not None
     hashed.sha256.update(b"wrong")
-    hashing.keep(payload.pk, hashed)
+    digests.keep_hashed(payload.pk, hashed)
     counted = read_bytes(monkeypatch)
     assert (sealed(payload), sum(counted)) == ("complete", len(DATA))

@@ -19,7 +19,7 @@ from delivery.errors import StaleLease
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, deliveries, ending, forgetting, outcomes, quotas, small, sql, taking, uploads
+from delivery.transfers import admission, cleanup, deliveries, outcomes, quotas, small, sql, taking, uploads
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Received
 from delivery.transfers.holders import Holder
@@ -99,7 +99,7 @@ def _blocks() -> bool:
 def test_a_cancel_waits_for_a_segment_that_is_being_committed(upload: Transfer) -> None:
     with transaction.atomic():
         assert uploads.lock_under(upload.payload_id, upload.pk, 1)[:2] == (5, 5)
-        cancelling = blocked(ending.cancel_payload, upload.payload_id, by="")
+        cancelling = blocked(outcomes.cancel_payload, upload.payload_id, by="")
         Segment.objects.create(payload_id=upload.payload_id, storage="delivery", name="x", offset=0, length=5)
         upload.save(update_fields=["position"])
     assert cancelling.result(10)
@@ -147,7 +147,7 @@ def test_what_was_received_while_its_payload_ends_stays_received(alice: User) ->
     row = delivery(complete_payload(), alice)
     with transaction.atomic():
         deliveries.finish([Received(row.pk, "phone", 5)])
-        expiring = blocked(ending.expire_payload, row.payload_id, by="")
+        expiring = blocked(outcomes.expire_payload, row.payload_id, by="")
     assert expiring.result(10)
     row.refresh_from_db()
     assert (row.state, row.position) == ("done", 5)
@@ -215,7 +215,7 @@ def test_forgetting_a_user_waits_for_a_segment_and_leaves_nothing(alice: User, u
     delivery(payload, alice)
     with transaction.atomic():
         row = uploads.locked_under(upload.pk, 1)
-        forgetting_all = blocked(forgetting.forget, alice.pk, everything=True)
+        forgetting_all = blocked(cleanup.forget_user, alice.pk, everything=True)
         assert quotas.grow(row.payload, Quota().stored, 3)
     assert forgetting_all.result(10).ended == 2
     assert not Payload.objects.exists()

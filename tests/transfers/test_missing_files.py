@@ -19,7 +19,7 @@ from delivery import dispatch
 from delivery.errors import StorageUnavailable, StoredFileMissing
 from delivery.models import Event, MissingFile, Payload, PayloadState, Segment, Usage
 from delivery.storage import files
-from delivery.transfers import cleanup, digests, ending, missing_files, outcomes, ranges, timeline
+from delivery.transfers import cleanup, digests, missing_files, outcomes, ranges, timeline
 
 DATA = b"twelve bytes"
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
@@ -271,17 +271,17 @@ def test_what_is_kept_goes_with_its_time_or_when_it_is_cancelled(root: Path) -> 
     cancelled, _ = failed(root)
     expired, _ = failed(root, expires_at=timezone.now() - datetime.timedelta(seconds=1))
     kept, _ = failed(root)
-    assert ending.cancel_payload(cancelled.pk, by="")
+    assert outcomes.cancel_payload(cancelled.pk, by="")
     cleanup.sweep()
     assert [state(one) for one in (cancelled, expired, kept)] == ["cancelled", "expired", "failed"]
     assert set(Segment.objects.values_list("payload", flat=True)) & {cancelled.pk, expired.pk, kept.pk} == {kept.pk}
     assert not missing_files.revive(cancelled.pk, by="")
-    assert not ending.fail(kept.pk, "digest")
+    assert not outcomes.fail(kept.pk, "digest")
 
 
 def test_what_failed_for_another_reason_cannot_be_revived(root: Path) -> None:
     payload = stored()
-    ending.fail(payload.pk, "digest")
+    outcomes.fail(payload.pk, "digest")
     assert not missing_files.revive(payload.pk, by="")
 
 

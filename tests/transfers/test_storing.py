@@ -35,7 +35,7 @@ from delivery.policy import DefaultPolicy
 from delivery.protocol.frames import checksum
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
-from delivery.transfers import deliveries, hashing, inline, segments, uploads
+from delivery.transfers import deliveries, digests, inline, segments, uploads
 from delivery.transfers.segments import StoreRequest
 
 CHUNK = 4096
@@ -45,7 +45,7 @@ DATA = os.urandom(3 * RUN)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 pytestmark = pytest.mark.django_db(transaction=True)
-needs_rehashes = pytest.mark.skipif(not hashing.possible(), reason="rehashes has no wheel here")
+needs_rehashes = pytest.mark.skipif(not digests.can_hash_ahead(), reason="rehashes has no wheel here")
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ def test_what_is_stored_is_hashed_behind_it(upload: Transfer) -> None:
     for number in range(3):
         segments.store(buffered(upload, number), worker="bee")
     record = leases.hold_digest(upload.payload_id)
-    if hashing.possible():
+    if digests.can_hash_ahead():
         assert record is not None
-        hashed = hashing.Hashed.unpack(record)
+        hashed = digests.Hashed.unpack(record)
         assert hashed is not None
         assert hashed.position == len(DATA)
     else:
@@ -288,7 +288,7 @@ def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
     upload: Transfer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
     monkeypatch.setattr(segments, "MOST_LOOKS", 2)
-    monkeypatch.setattr(hashing, "FEW_LOOKS", 2)
+    monkeypatch.setattr(digests, "FEW_LOOKS", 2)
     for number in (0,) if what == "missing" else (0, 1):
         segments.store(buffered(upload, number), worker="bee")
     if what == "changed":
@@ -297,7 +297,7 @@ def test_what_cannot_be_completed_with_its_last_segment_is_left_to_sealing(
         leases.hold_digest(upload.payload_id)
     elif what == "lost":
         leases.drop_digest(upload.payload_id)
-        monkeypatch.setattr(hashing, "MOST_SEGMENTS", 1)
+        monkeypatch.setattr(digests, "MOST_SEGMENTS", 1)
     segments.store(last(upload, sha256="0" * 64 if what == "another digest" else SHA256), worker="bee")
     upload.refresh_from_db()
     assert state_of(upload) == PayloadState.STORING

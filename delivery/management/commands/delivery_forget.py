@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from delivery import policy
-from delivery.transfers import forgetting, timeline
+from delivery.transfers import cleanup, timeline
 
 
 class Command(BaseCommand):
@@ -24,6 +24,6 @@ class Command(BaseCommand):
         found = policy.user_named(user, get_user_model()._default_manager.all())  # inactive ones, too
         if found is None:
             raise CommandError(f"no user {user!r}: expected a primary key or a user name")
-        forgotten = forgetting.forget(found.pk, everything=True)
+        forgotten = cleanup.forget_user(found.pk, everything=True)
         timeline.write()
         self.stdout.write(f"{forgotten.ended} payloads ended, {forgotten.deleted} deleted")
