@@ -14,9 +14,7 @@ from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.server.download import Outflow
 from delivery.transfers import deliveries
-from delivery.transfers.deliveries import Received
-from delivery.transfers.detaching import DetachedDelivery
-from delivery.transfers.taking import Accepted
+from delivery.transfers.deliveries import Accepted, DetachedDelivery, Received
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session

@@ -22,9 +22,8 @@ from delivery.server import discarding, early
 from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
 from delivery.transfers import outcomes, uploads
-from delivery.transfers.detaching import DetachedUpload
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.uploads import Earlier, Finished, Opened
+from delivery.transfers.uploads import DetachedUpload, Earlier, Finished, Opened
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session

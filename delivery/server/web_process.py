@@ -37,13 +37,12 @@ from delivery.server.questions import Questions
 from delivery.server.rate_limits import Connections, OfferRates
 from delivery.server.readers import ReaderTable
 from delivery.server.store_requests import StoreTasks
-from delivery.transfers import admission, deliveries, detaching, small, sql, taking, timeline
+from delivery.transfers import admission, deliveries, holders, small, sql, timeline
 from delivery.transfers.admission import Admission
-from delivery.transfers.deliveries import Received
-from delivery.transfers.detaching import Detached
+from delivery.transfers.deliveries import Accepted, Received
+from delivery.transfers.holders import Detached
 from delivery.transfers.segments import StoreRequest
 from delivery.transfers.small import SmallOffer
-from delivery.transfers.taking import Accepted
 from delivery.transfers.uploads import Finished
 
 logger = logging.getLogger(__name__)
@@ -87,13 +86,13 @@ class Process:
         self.neighbours = Neighbours(self.id, self.subscriber, self.teller.tell_late)
         self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
         self.accepted: Batcher[Accepted, str] = Batcher(
-            lambda batch: self._write(taking.take, batch), "accepted deliveries"
+            lambda batch: self._write(deliveries.accept, batch), "accepted deliveries"
         )
         self.received: Batcher[Received, None] = Batcher(
             lambda batch: self._write(deliveries.finish, batch), "finished deliveries", linger_seconds=FINISHED_SECONDS
         )
         self.detached: Batcher[Detached, None] = Batcher(
-            lambda batch: self._write(detaching.note_all, batch), "detached transfers"
+            lambda batch: self._write(holders.detach_all, batch), "detached transfers"
         )
         self.questions = Questions(self)
         self.policy = PolicyThreads(_with_connections)

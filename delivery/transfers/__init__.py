@@ -6,8 +6,9 @@ segments     a buffered run becomes a segment; handover: one task stores several
 ranges       a range goes into the buffer
 digests      the SHA-256 of what is stored, computed ahead where it can be
 outcomes     a payload becomes visible; or is cancelled, fails, expires
-deliveries   what waits for a user, who takes it, how far they are
+deliveries   what waits for a user, which connection takes it, how far they are
 inline       few bytes, kept in their row; small: many of them at once
+holders      which connection has a transfer, and letting go of many at once
 attachments  a payload becomes the file of a model's field
 missing_files   a stored file is gone: the payload fails in the end, and can be revived
 outbox       the site's signals

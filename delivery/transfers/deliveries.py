@@ -1,12 +1,13 @@
-"""Deliveries: what waits for a user, who takes it, how far each of a user's clients is.
+"""Deliveries: what waits for a user, which connection takes it, how far each of a user's clients is.
 
-Every function runs in a thread and talks to the database.
+What comes by the hundred in a moment (accepts, positions, ends) is taken in batches, one transaction each. Every function
+runs in a thread and talks to the database.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.utils import timezone
 
 from delivery import policy
+from delivery.errors import Refused
 from delivery.models import (
     Address,
     ClientPosition,
@@ -26,8 +28,42 @@ from delivery.models import (
     Transfer,
     TransferState,
 )
-from delivery.transfers import outbox, outcomes, sql, taking, timeline
+from delivery.transfers import outbox, outcomes, sql, timeline
+from delivery.transfers.holders import Holder
 from delivery.transfers.sql import Insert, Statement, places
+
+MOST_CLIENTS = 8  # of a transfer
+Key = tuple[UUID, str]  # transfer and client
+
+_OPEN_STATES = (TransferState.LIVE, TransferState.DONE)
+_HELD = Insert(
+    ClientPosition,
+    *("transfer", "client", "state", "position", "updated_at", "session_order", "channel"),
+    unique=("transfer", "client"),
+    update=("state", "position", "updated_at", "session_order", "channel"),
+)
+_NOTE = Statement(
+    ClientPosition,
+    "UPDATE {table} SET {position} = %s, {updated_at} = %s WHERE {transfer} = %s AND {client} = %s AND {state} = %s",
+    *("position", "updated_at", "transfer", "client", "state"),
+)
+_PROGRESS = Statement(
+    Transfer,
+    "UPDATE {table} SET {position} = %s, {progressed_at} = %s WHERE {id} = %s AND {state} = %s AND {position} < %s",
+    *("position", "progressed_at", "id", "state", "position"),
+)
+_POSITIONS = Insert(
+    ClientPosition,
+    *("transfer", "client", "state", "position", "updated_at"),
+    unique=("transfer", "client"),
+    update=("state", "position", "updated_at", "channel"),
+)
+_SERVE = Statement(
+    Transfer,
+    "UPDATE {table} SET {state} = %s, {ended_at} = %s, {progressed_at} = %s, {position} = %s, {waiting_for} = %s"
+    " WHERE {id} = %s AND {state} = %s",
+    *("state", "ended_at", "progressed_at", "position", "waiting_for", "id", "state"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +206,109 @@ def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
     return found.intersection(addresses)
 
 
-_NOTE = Statement(
-    ClientPosition,
-    "UPDATE {table} SET {position} = %s, {updated_at} = %s WHERE {transfer} = %s AND {client} = %s AND {state} = %s",
-    *("position", "updated_at", "transfer", "client", "state"),
-)
-_PROGRESS = Statement(
-    Transfer,
-    "UPDATE {table} SET {position} = %s, {progressed_at} = %s WHERE {id} = %s AND {state} = %s AND {position} < %s",
-    *("position", "progressed_at", "id", "state", "position"),
-)
+# -- accepted ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The connection `holder` accepted a delivery, from byte `position` on."""
+
+    transfer: UUID
+    holder: Holder
+    position: int
+
+    @property
+    def key(self) -> Key:
+        return self.transfer, self.holder.client
+
+
+def accept(batch: Sequence[Accepted]) -> list[str | Refused]:
+    """Move deliveries to the connections that accepted them, in one transaction.
+
+    Returns for each the channel of an older connection of the same client that held it, else an empty string; or why it
+    cannot have it: the delivery is over, or a newer connection of the client holds it.
+    """
+    now = timezone.now()
+    with sql.atomic():
+        rows = _locked_rows({one.transfer for one in batch})
+        held = _positions(batch)
+        answers: list[str | Refused] = []
+        taken: dict[Key, ClientPosition] = {}
+        for one in batch:
+            answer = _answer(one, rows.get(one.transfer), held.get(one.key), now)
+            if not isinstance(answer, Refused):
+                held[one.key] = taken[one.key] = _held(one, now)
+            answers.append(answer)
+        _HELD.run([_values_of(position) for position in taken.values()])
+        transfers = {transfer for transfer, _ in taken}
+        _forget_oldest_clients(transfers)
+        Transfer.objects.filter(pk__in=transfers).update(waiting_for="", progressed_at=now)
+    for one, answer in zip(batch, answers, strict=True):
+        if not isinstance(answer, Refused):
+            payload = rows[one.transfer].payload_id
+            timeline.note("accepted", payload=payload, transfer=one.transfer, position=one.position)
+    return answers
+
+
+def _locked_rows(transfers: Iterable[UUID]) -> dict[UUID, Transfer]:
+    rows = Transfer.objects.select_related("payload").filter(pk__in=transfers).order_by("pk")
+    return {row.pk: row for row in sql.lock(rows, "self")}
+
+
+def _positions(batch: Sequence[Accepted]) -> dict[Key, ClientPosition]:
+    found = ClientPosition.objects.filter(
+        transfer__in={one.transfer for one in batch}, client__in={one.holder.client for one in batch}
+    )
+    return {(position.transfer_id, position.client): position for position in found}
+
+
+def _answer(one: Accepted, row: Transfer | None, mine: ClientPosition | None, now: datetime.datetime) -> str | Refused:
+    if row is None or row.payload.state != PayloadState.COMPLETE or row.state not in _OPEN_STATES:
+        return Refused("expired" if row is None or row.state == TransferState.EXPIRED else "cancelled")
+    if row.payload.expires_at is not None and row.payload.expires_at <= now:
+        return Refused("expired")
+    if mine is None:
+        return ""
+    if mine.state == ClientState.DECLINED:  # its abort was faster through the threads than its accept
+        return Refused("cancelled")
+    if mine.channel not in ("", one.holder.channel) and mine.session_order > one.holder.order:
+        return Refused("taken_over")
+    return mine.channel if mine.channel != one.holder.channel else ""
+
+
+def _held(one: Accepted, now: datetime.datetime) -> ClientPosition:
+    return ClientPosition(
+        transfer_id=one.transfer,
+        client=one.holder.client,
+        state=ClientState.OPEN,
+        position=one.position,
+        updated_at=now,
+        session_order=one.holder.order,
+        channel=one.holder.channel,
+    )
+
+
+def _values_of(position: ClientPosition) -> tuple[object, ...]:
+    return (
+        *(position.transfer_id, position.client, ClientState.OPEN.value, position.position),
+        *(position.updated_at, position.session_order, position.channel),
+    )
+
+
+def _forget_oldest_clients(transfers: Iterable[UUID]) -> None:
+    """Keep at most eight clients of each transfer, inside the caller's transaction (PROTOCOL section 2)."""
+    newest: dict[UUID, int] = {}
+    rows = ClientPosition.objects.filter(transfer__in=transfers).order_by("-updated_at", "-pk")
+    surplus = []
+    for transfer, pk in rows.values_list("transfer", "pk"):
+        newest[transfer] = newest.get(transfer, 0) + 1
+        if newest[transfer] > MOST_CLIENTS:
+            surplus.append(pk)
+    if surplus:
+        ClientPosition.objects.filter(pk__in=surplus).delete()
+
+
+# -- how far they are --------------------------------------------------------------------------------------------------
 
 
 def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
@@ -192,17 +321,26 @@ def note_positions(positions: Mapping[tuple[UUID, str], int]) -> None:
         _PROGRESS.run_each([(position, now, transfer, live, position) for (transfer, _), position in noted])
 
 
-def detach(transfer: UUID, client: str, channel: str, *, close_code: int | None) -> None:
-    """Note that a connection no longer holds a delivery; a newer one is left alone.
+@dataclass(frozen=True, slots=True)
+class DetachedDelivery:
+    """The connection whose channel is `channel` holds a delivery to `client` no more, which is at byte `position`."""
 
-    It waits for its client once no other client of the user holds it either.
-    """
-    if ClientPosition.objects.filter(transfer=transfer, client=client, channel=channel).update(channel=""):
-        live = Transfer.objects.filter(pk=transfer, state=TransferState.LIVE)
-        live.update(last_close_code=close_code)
-        held = ClientPosition.objects.filter(transfer=OuterRef("pk")).exclude(channel="")
-        live.filter(~Exists(held)).update(waiting_for="client")
-        timeline.note("detached", transfer=transfer, code=close_code)
+    transfer: UUID
+    client: str
+    channel: str
+    position: int
+    close_code: int | None
+
+    def note(self) -> None:
+        """Note it; a newer holder is left alone. It waits for its client once no other client of the user holds it."""
+        note_positions({(self.transfer, self.client): self.position})
+        mine = ClientPosition.objects.filter(transfer=self.transfer, client=self.client, channel=self.channel)
+        if mine.update(channel=""):
+            live = Transfer.objects.filter(pk=self.transfer, state=TransferState.LIVE)
+            live.update(last_close_code=self.close_code)
+            held = ClientPosition.objects.filter(transfer=OuterRef("pk")).exclude(channel="")
+            live.filter(~Exists(held)).update(waiting_for="client")
+            timeline.note("detached", transfer=self.transfer, code=self.close_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,20 +350,6 @@ class Received:
     transfer: UUID
     client: str
     size: int
-
-
-_POSITIONS = Insert(
-    ClientPosition,
-    *("transfer", "client", "state", "position", "updated_at"),
-    unique=("transfer", "client"),
-    update=("state", "position", "updated_at", "channel"),
-)
-_SERVE = Statement(
-    Transfer,
-    "UPDATE {table} SET {state} = %s, {ended_at} = %s, {progressed_at} = %s, {position} = %s, {waiting_for} = %s"
-    " WHERE {id} = %s AND {state} = %s",
-    *("state", "ended_at", "progressed_at", "position", "waiting_for", "id", "state"),
-)
 
 
 def finish(batch: Sequence[Received]) -> list[None]:
@@ -240,7 +364,7 @@ def finish(batch: Sequence[Received]) -> list[None]:
         _POSITIONS.run([(one.transfer, one.client, state, one.size, now) for one in known])
         _SERVE.run_each([(done, now, now, one.size, "", one.transfer, live) for one in served.values()])
         if again := {one.transfer for one in known if one.transfer not in served}:
-            taking.forget_oldest(again)
+            _forget_oldest_clients(again)
         for transfer in served:
             _note_served(transfer, found[transfer][0])
     return [None] * len(batch)
@@ -274,7 +398,7 @@ def decline(transfer: UUID, client: str) -> None:
             client=client,
             defaults={"state": ClientState.DECLINED, "updated_at": timezone.now(), "channel": ""},
         )
-        taking.forget_oldest([transfer])
+        _forget_oldest_clients([transfer])
     timeline.note("declined", transfer=transfer)
 
 

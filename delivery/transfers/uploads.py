@@ -340,12 +340,22 @@ def position(transfer: UUID) -> tuple[int, int, str]:
     return found or (0, 0, "")
 
 
-def detach(transfer: UUID, session: str, *, lease: int, close_code: int | None) -> None:
-    """Note that the connection `session` no longer holds a transfer under `lease`; a newer holder is left alone."""
-    Transfer.objects.filter(pk=transfer, session=session, lease=lease, state=TransferState.LIVE).update(
-        client="", session="", channel="", waiting_for=WaitingFor.CLIENT, last_close_code=close_code
-    )
-    timeline.note("detached", transfer=transfer, code=close_code)
+@dataclass(frozen=True, slots=True)
+class DetachedUpload:
+    """The connection `session` holds an upload under `lease` no more. `close_code`: of the connection, None where it stays."""
+
+    transfer: UUID
+    session: str
+    lease: int
+    close_code: int | None
+
+    def note(self) -> None:
+        """Note it; a newer holder is left alone."""
+        mine = Transfer.objects.filter(pk=self.transfer, session=self.session, lease=self.lease)
+        mine.filter(state=TransferState.LIVE).update(
+            client="", session="", channel="", waiting_for=WaitingFor.CLIENT, last_close_code=self.close_code
+        )
+        timeline.note("detached", transfer=self.transfer, code=self.close_code)
 
 
 def waiting(transfer: UUID, lease: int, what: WaitingFor) -> None:

@@ -116,7 +116,7 @@ def test_runs_are_stored_in_any_order_and_the_position_moves_over_what_joins_on(
 def test_an_upload_that_nobody_holds_waits_for_its_client_although_it_moves(upload: Transfer) -> None:
     """A store that was on its way commits after the connection has gone."""
     Transfer.objects.update(session="session")
-    uploads.detach(upload.pk, "session", lease=upload.lease, close_code=1006)
+    uploads.DetachedUpload(upload.pk, "session", upload.lease, 1006).note()
     segments.store(buffered(upload, 0), worker="bee")
     uploads.waiting(upload.pk, upload.lease, WaitingFor.WORKER)  # asked before, noted after
     upload.refresh_from_db()
@@ -126,7 +126,7 @@ def test_an_upload_that_nobody_holds_waits_for_its_client_although_it_moves(uplo
 def test_a_small_upload_that_nobody_holds_waits_for_its_client(upload: Transfer) -> None:
     Payload.objects.update(inline=b"")
     Transfer.objects.update(session="session")
-    uploads.detach(upload.pk, "session", lease=upload.lease, close_code=1006)
+    uploads.DetachedUpload(upload.pk, "session", upload.lease, 1006).note()
     inline.store(upload.pk, upload.lease, 0, b"12345")
     upload.refresh_from_db()
     assert (upload.position, upload.waiting_for) == (5, "client")
@@ -139,7 +139,7 @@ def test_a_delivery_waits_for_its_client_once_none_of_them_holds_it(upload: Tran
         )
     Transfer.objects.update(waiting_for="")
     for client, waiting_for in (("phone", ""), ("laptop", "client")):
-        deliveries.detach(upload.pk, client, f"channel of {client}", close_code=1006)
+        deliveries.DetachedDelivery(upload.pk, client, f"channel of {client}", 0, 1006).note()
         upload.refresh_from_db()
         assert (upload.waiting_for, upload.last_close_code) == (waiting_for, 1006)
 

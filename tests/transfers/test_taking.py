@@ -13,8 +13,8 @@ from django.utils import timezone
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, Payload, PayloadState, Transfer, TransferState
 from delivery.transfers import deliveries, outcomes
+from delivery.transfers.deliveries import MOST_CLIENTS, Accepted, accept
 from delivery.transfers.holders import Holder
-from delivery.transfers.taking import MOST_CLIENTS, Accepted, take
 
 pytestmark = pytest.mark.django_db
 
@@ -44,7 +44,7 @@ def held(row: Transfer, **fields: Any) -> None:
 
 
 def answers(batch: list[Accepted]) -> list[str]:
-    return [f"refused: {one.code}" if isinstance(one, Refused) else one for one in take(batch)]
+    return [f"refused: {one.code}" if isinstance(one, Refused) else one for one in accept(batch)]
 
 
 def test_each_is_answered_for_itself(bob: User) -> None:
@@ -84,7 +84,9 @@ def test_the_latest_clients_of_each_are_kept(bob: User) -> None:
     row, other = delivery(bob), delivery(bob)
     held(other)
     for number in range(MOST_CLIENTS + 3):
-        take([Accepted(row.pk, holder(client=f"c{number}", channel=f"c{number}"), 0), Accepted(other.pk, holder(), 0)])
+        accept(
+            [Accepted(row.pk, holder(client=f"c{number}", channel=f"c{number}"), 0), Accepted(other.pk, holder(), 0)]
+        )
     kept = set(row.clients.values_list("client", flat=True))
     assert kept == {f"c{number}" for number in range(3, MOST_CLIENTS + 3)}
     assert other.clients.count() == 1
