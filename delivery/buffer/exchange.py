@@ -32,7 +32,7 @@ class Exchange:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._socket = connection._get_socket()
+        self._socket = connection._sock  # not `_get_socket`, which came with redis-py 7
         give_room(self._socket)
         self._replies = self._socket.makefile("rb", READ_AHEAD_BYTES)
         self._owed = 0  # replies that have not begun

@@ -32,7 +32,8 @@ class _Line:
     def pack_commands(self, commands: Sequence[exchange.Command]) -> list[bytes]:
         return []  # the reply is on its way whatever they are
 
-    def _get_socket(self) -> socket.socket:
+    @property
+    def _sock(self) -> socket.socket:
         return self._ours
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ async def test_what_is_put_is_there_and_expires(line: Stream) -> None:
 
 async def test_many_at_once_share_one_connection(line: Stream) -> None:
     values = {f"k{number}": os.urandom(200_000) for number in range(30)}
-    await asyncio.gather(*(line.put([(name, data)], 60) for name, data in stream.items()))
+    await asyncio.gather(*(line.put([(name, data)], 60) for name, data in values.items()))
     assert {name: client().get(name) for name in values} == values
     assert await connections() <= 2  # this one, and that of the fixture's client
 

@@ -193,7 +193,8 @@ class Connection(io.RawIOBase):
         names = [one.decode() for one in args]
         return self._store.do(command, names) if command == "mget" else self._store.do(command, *names)
 
-    def _get_socket(self) -> Connection:
+    @property
+    def _sock(self) -> Connection:
         return self
 
     def makefile(self, mode: str, buffering: int) -> io.BufferedReader:
