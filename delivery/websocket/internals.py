@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+#: In the environment, not empty: run uvicorn's own protocols, whatever is installed.
+PLAIN = "DELIVERY_PLAIN_UVICORN"
 
 #: Of each class what `uvicorn.py` overrides or uses; attributes of its instances are those that its `__init__` names.
 HTTP = (
@@ -51,7 +55,9 @@ PARSER = (
 
 
 def missing() -> list[str]:
-    """Return what is not there, as dotted names; nothing where `uvicorn.py` can be used."""
+    """Return what stands against our protocols: names that are not there, dotted. Nothing where `uvicorn.py` can be used."""
+    if os.environ.get(PLAIN):
+        return [f"{PLAIN} is set"]
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol

@@ -77,8 +77,9 @@ class WebOptions:
         """Return what speaks HTTP and WebSocket: ours; uvicorn's own, with a warning, where ours don't fit what is installed."""
         if missing := internals.missing():
             logger.warning(
-                "this uvicorn or websockets is unknown (%s): served by uvicorn's own protocols, slower and without bounds on "
-                "memory before a login. Install a version that delivery was tested with",
+                "served by uvicorn's own protocols (%s). Lost: speed; the bounds on memory before a login, on the head and body "
+                "of a request and on fragments; patience with slow links. Install versions of uvicorn and websockets that "
+                "delivery was tested with",
                 ", ".join(missing),
             )
             return "auto", SANSIO if SANSIO in WS_PROTOCOLS else "auto"
