@@ -1,23 +1,30 @@
-"""Iterators that produce the blocks of a payload, each advanced by the one pull that its producer owns.
+"""What produces the blocks of a payload whose length nobody knows: iterators, and files that are only read forwards.
 
-A pull belongs to no connection: whoever waits for it may be cancelled, the pull goes on, and its block is there for the
-next one who asks. Only the iterator's own end ends the payload. Knows nothing of transfers.
+Each is advanced by the one pull that its producer owns. A pull belongs to no connection: whoever waits for it may be
+cancelled, the pull goes on, and its block is there for the next one who asks. Only the iterator's own end ends the
+payload: nothing there yet is no end, and a truncated response is none either. Knows nothing of transfers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
+import os
 import queue
+import select
 import threading
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Executor
+from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 
 from delivery.errors import IntegrityError, UsageError
 
 CLOSE_SECONDS = 5.0  # for a generator to clean up, before it is left to itself
+PIECE_BYTES = 262_144  # of a file that is read forwards
 INSTANT_BYTES = 65_536  # hashing less is quicker done than handed to a thread
 
 Take = Callable[[bytes | None], None]
@@ -222,3 +229,94 @@ def _checked(block: Any) -> bytes:
     if not isinstance(block, bytes | bytearray | memoryview):
         raise UsageError(f"expected an iterator of bytes, got {type(block).__name__}")
     return bytes(block)
+
+
+# -- pipes, standard input, sockets, HTTP responses: read as it comes, in the thread of whoever iterates -----------------
+
+
+def open_and_read(path: Path) -> Iterator[bytes]:
+    """Open and read something that is no regular file; opening a named pipe waits for its writer."""
+    with open(path, "rb", buffering=0) as file:
+        yield from read_descriptor(file)
+
+
+def read_forwards(file: Any) -> Iterator[bytes]:
+    """Return the pieces of an open file until its own end.
+
+    Raises `IntegrityError` where that cannot be told from a pause, or where an HTTP response was cut.
+    """
+    raw = getattr(file, "raw", file)
+    if isinstance(raw, io.FileIO):
+        return _read_buffered(file, raw)
+    if isinstance(file, HTTPResponse):
+        return _read_response(file)
+    return _read_object(file)
+
+
+def read_descriptor(raw: io.FileIO) -> Iterator[bytes]:
+    """Read a descriptor, past any buffer, whose lock a blocked thread would take along into the exit of the process."""
+    while (piece := raw.read(PIECE_BYTES)) != b"":
+        if piece is None:
+            _until_readable(raw)
+        else:
+            yield piece
+
+
+def _read_buffered(file: Any, raw: io.FileIO) -> Iterator[bytes]:
+    if isinstance(file, io.BufferedReader) and (piece := _left_in(file, raw)):
+        yield piece
+    yield from read_descriptor(raw)
+
+
+def _left_in(file: io.BufferedReader, raw: io.FileIO) -> bytes:
+    """Return what the program has read ahead, without waiting for more."""
+    if not hasattr(select, "poll"):
+        return file.read1(PIECE_BYTES)
+    if _poll(raw, 0):
+        return file.read1(PIECE_BYTES)
+    # Python does not say what a buffer holds: only a descriptor that does not block gives it without waiting.
+    descriptor = raw.fileno()
+    blocking = os.get_blocking(descriptor)
+    os.set_blocking(descriptor, False)
+    try:
+        return file.read1(len(file.peek()))
+    finally:
+        os.set_blocking(descriptor, blocking)
+
+
+def _until_readable(raw: io.FileIO) -> None:
+    if not hasattr(select, "poll"):
+        raise _would_block(raw)
+    _poll(raw, None)
+
+
+def _poll(raw: io.FileIO, milliseconds: int | None) -> bool:
+    poll = select.poll()
+    poll.register(raw.fileno(), select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
+def _read_response(response: HTTPResponse) -> Iterator[bytes]:
+    while piece := response.read(PIECE_BYTES):
+        yield piece
+    if response.length:  # `http.client` itself says nothing
+        raise IntegrityError(f"the HTTP response ended {response.length} bytes before its end")
+
+
+def _read_object(file: Any) -> Iterator[bytes]:
+    read = getattr(file, "read1", file.read)
+    while True:
+        piece = read(PIECE_BYTES)
+        if piece is not None and len(piece) == 0 and isinstance(getattr(file, "raw", None), io.RawIOBase):
+            piece = file.raw.read(PIECE_BYTES)  # a buffer says b"" where its raw file says None
+        if piece is None:
+            raise _would_block(file)
+        if len(piece) == 0:
+            return
+        yield piece
+
+
+def _would_block(file: Any) -> IntegrityError:
+    return IntegrityError(
+        f"cannot wait for a file that does not block ({type(file).__name__}): open it as one that does"
+    )

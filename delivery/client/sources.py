@@ -21,8 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from delivery.client.pipes import open_and_read, read_forwards
-from delivery.client.producers import INSTANT_BYTES, AsyncProducer, Producer, ThreadProducer
+from delivery.client.producers import (
+    INSTANT_BYTES,
+    AsyncProducer,
+    Producer,
+    ThreadProducer,
+    open_and_read,
+    read_forwards,
+)
 from delivery.errors import IntegrityError, UsageError
 
 HASH_PIECE_BYTES = 1_048_576

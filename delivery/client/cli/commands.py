@@ -29,7 +29,7 @@ async def send(options: Namespace, activity: Activity) -> int:
     """Send every file, at most four at once; return the exit status."""
     started = time.monotonic()
     client = _client(options, activity, receive=False)
-    sending = _Sending(client, options, activity)
+    sending = _SendCommand(client, options, activity)
     ok = False
     try:
         async with activity.limited(options.timeout, excused=sending.waits_for_producers), client:
@@ -40,7 +40,7 @@ async def send(options: Namespace, activity: Activity) -> int:
     return DONE if ok else FAILED
 
 
-class _Sending:
+class _SendCommand:
     """Sending files, at most four at once."""
 
     def __init__(self, client: Client, options: Namespace, activity: Activity) -> None:
@@ -158,7 +158,7 @@ async def receive(options: Namespace, activity: Activity) -> int:
     directory = Path(options.dir)
     with ReceivingDirectory(directory, uuid.uuid4().hex) as here:
         client = _client(options, activity, receive=True, client_id=here.client_id)
-        receiving = _Receiving(client, directory, options, activity)
+        receiving = _ReceiveCommand(client, directory, options, activity)
         ok = False
         try:
             async with activity.limited(options.timeout), client:
@@ -187,7 +187,7 @@ def _introduce(client: Client, options: Namespace, activity: Activity) -> None:
     activity.report.say(f"connected as {client.user}{groups}; waiting for deliveries, saved {where} (Ctrl-C ends it)")
 
 
-class _Receiving:
+class _ReceiveCommand:
     """Saving what comes, at most four at once and never more than were asked for."""
 
     def __init__(self, client: Client, directory: Path, options: Namespace, activity: Activity) -> None:
