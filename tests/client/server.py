@@ -67,6 +67,7 @@ class CoreServer:
         self.closes: Counter[int] = Counter()
         self.refuse: Callable[[bytes], int | None] = lambda message: None
         self.send_until: int | None = None  # bytes of each delivery, then nothing more comes
+        self.store_until: int | None = None  # bytes of each upload, then nothing more is stored
         self.answer: Callable[[UploadOffer], dict[str, Any] | None] = lambda offer: None
         self.before_welcome: Callable[[], object] = lambda: None
         self.before_done: Callable[[], bool] = lambda: True  # False: drop the connection instead of saying done
@@ -267,6 +268,8 @@ class Session:
             return
         for receiver in list(self.core.receivers.values()):
             stored = self.server.uploads.get(receiver.transfer)
+            if self.server.store_until is not None and len(stored.data) >= self.server.store_until:
+                continue
             while (run := receiver.next_run(time.monotonic())) is not None:
                 for seq in range(run.start, run.end):
                     stored.data += self.kept[receiver.handle].pop(seq)

@@ -405,7 +405,11 @@ def kept(place: Place) -> bool:
     return place.part.exists()
 
 
-@pytest.mark.parametrize(("expires", "stays"), [(YESTERDAY, False), (TOMORROW, True), (None, True), ("soon", True)])
+@pytest.mark.parametrize(
+    ("expires", "stays"),
+    [(YESTERDAY, False), (TOMORROW, True), (None, True), ("soon", True)],
+    ids=["yesterday", "tomorrow", "never", "nonsense"],  # the same in every process of a test run
+)
 async def test_parts_of_expired_payloads_are_removed(place: Place, expires: str | None, *, stays: bool) -> None:
     await (await begin(place, expires=expires)).close()
     prune(place.part.parent)
