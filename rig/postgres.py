@@ -11,12 +11,13 @@ import importlib.util
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from rig.environment import free_port
 
 USER = "postgres"
 ACCOUNTS = ("postgres", "nobody")
@@ -33,7 +34,7 @@ class Server:
         self._folder = Path(tempfile.mkdtemp(prefix="delivery-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._account = _account()
-        self.port = _free_port()
+        self.port = free_port()
         try:
             if self._account is not None:
                 os.chown(self._folder, self._account, -1)
@@ -132,12 +133,6 @@ def _account() -> int | None:
             with contextlib.suppress(KeyError):
                 return pwd.getpwnam(name).pw_uid
     return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _takes_queries(url: str) -> bool:

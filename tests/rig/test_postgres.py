@@ -24,7 +24,7 @@ def test_a_server_takes_queries_and_leaves_nothing_behind():
 def test_a_server_that_does_not_start_says_why(monkeypatch):
     taken = postgres.Server()
     try:
-        monkeypatch.setattr(postgres, "_free_port", lambda: taken.port)
+        monkeypatch.setattr(postgres, "free_port", lambda: taken.port)
         monkeypatch.setattr(postgres, "_takes_queries", lambda url: False)
         with pytest.raises(OSError, match=r"(?s)did not start: .*already in use"):
             postgres.Server()
