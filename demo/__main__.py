@@ -17,7 +17,8 @@ from pathlib import Path
 
 from demo.account import Account
 from demo.run import Run
-from demo.stack import DemoFailed
+from demo.source import DemoFailed
+from rig.processes import Failed
 
 HELD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +42,7 @@ def main() -> int:
     except asyncio.CancelledError:
         account.say("demo", "stopped; nothing was left behind")
         return INTERRUPTED
-    except (DemoFailed, OSError) as error:
+    except (DemoFailed, Failed, OSError) as error:
         account.say("demo", f"FAILED: {error}")
         account.line(json.dumps({"ok": False, "error": str(error), "seconds": round(account.seconds, 1)}))
         return FAILED

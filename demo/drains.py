@@ -13,7 +13,8 @@ from typing import Any
 from demo import site
 from demo.account import Account, amount
 from demo.leg import Leg
-from demo.stack import WORKERS, Stack
+from rig.processes import Failed
+from rig.stack import Stack
 
 WORKER_AT, WEB_AT = 0.3, 0.6
 SHUTDOWNS = 2
@@ -51,7 +52,7 @@ class Drains:
         """Return once the sender has gone on after the second shutdown. Cancel it where the upload ends before."""
         # Tasks go to whoever is free. If the other one has stored a part in the moment between asking and telling, it
         # serves, and nobody is told to go away; while the first is away, the second try cannot miss.
-        for _ in range(WORKERS):
+        for _ in self._stack.workers():
             async with self._undisturbed(WORKER_AT):
                 if await self._shut_down(await self._serving_worker()):
                     break
@@ -63,11 +64,11 @@ class Drains:
         """Wait until that part is stored, and put cuts off: one at the same moment would hide the close that we want."""
         sender = self._sender
         await sender.until(lambda: sender.moving and sender.stored >= part * sender.journey.size)
-        sender.proxy.cutting = False
+        sender.proxy.put_off()
         try:
             yield
         finally:
-            sender.proxy.cutting = True
+            sender.proxy.go_on()
 
     async def _serving_worker(self) -> str:
         while (upload := await asyncio.to_thread(site.upload)) is None or not upload.worker:
@@ -76,8 +77,10 @@ class Drains:
 
     async def _shut_down(self, part: str) -> bool:
         """Send SIGTERM to the part; return whether the sender was told to go away, and has come back."""
-        sender, pid = self._sender, self._stack.pid(part)
-        if pid is None:
+        sender = self._sender
+        try:
+            pid = self._stack.pid(part)
+        except Failed:
             return False
         stored, told, resumes = sender.stored, sender.closes_seen[GOING_AWAY], len(sender.resumes)
         self._account.say(part, f"SIGTERM to process {pid}, with {sender.place(stored)} stored")

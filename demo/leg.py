@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from demo.account import Account, amount, share
-from demo.clients import ClientProcess
-from demo.proxy import Direction, Proxy
+from demo.cuts import PayloadProxy
+from rig.clients import ClientProcess
+from rig.proxy import UP, Direction
 
 PROGRESS_STEP = 0.1
 
@@ -47,8 +48,8 @@ class Leg:
     def __init__(self, journey: Journey, server_port: int, account: Account) -> None:
         self.journey = journey
         self.client = ClientProcess(self._on_event)
-        self.proxy = Proxy(
-            server_port, journey.direction, cuts=journey.positions, rate=journey.rate, on_cut=self._on_cut
+        self.proxy = PayloadProxy(
+            server_port, journey.direction, positions=journey.positions, rate=journey.rate, told=self._on_cut
         )
         self.cuts_made = 0
         self.stored = 0
@@ -78,8 +79,12 @@ class Leg:
     @asynccontextmanager
     async def travelling(self, arguments: tuple[str, ...], *, token: str, home: Path) -> AsyncIterator[None]:
         """Run the client with `arguments` behind the proxy; end both on leaving."""
-        async with self.proxy, self.client.running(arguments, port=self.proxy.port, token=token, home=home):
-            yield
+        async with self.proxy:
+            try:
+                await self.client.start(*arguments, url=self.proxy.ws_url, token=token, home=home)
+                yield
+            finally:
+                await self.client.end()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return as soon as `holds`, looked at whenever something has happened to the client. One caller at a time."""
@@ -133,5 +138,5 @@ class Leg:
         part = stored / self.journey.size if self.journey.size else 1.0
         if part >= self._told + PROGRESS_STEP:
             self._told = part
-            where = "stored at the server" if self.journey.direction is Direction.TO_SERVER else "received"
+            where = "stored at the server" if self.journey.direction is UP else "received"
             self._say(f"{share(stored, self.journey.size):>4} {where}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from demo.account import Account
 from demo.drains import Drains
 from demo.leg import Journey, Leg
-from demo.proxy import Direction
-from demo.stack import Stack
+from rig.proxy import DOWN, UP, Direction
+from rig.stack import Stack
 
 SENDER = "alice"
 SENDER_CUTS = (0.08, 0.2)  # before the shutdowns: what was sent is a window ahead of what is stored
@@ -45,6 +45,6 @@ def plan(size: int, stack: Stack, account: Account) -> Plan:
 
     # However small, what is to be shut down in the middle needs its time.
     upload = rate(UPLOAD_SECONDS, slowest=0.0 if drained else SLOWEST_RATE)
-    sender = leg(SENDER, Direction.TO_SERVER, SENDER_CUTS, upload)
-    recipients = [leg(name, Direction.TO_CLIENT, cuts, rate(DELIVERY_SECONDS)) for name, cuts in RECIPIENTS.items()]
+    sender = leg(SENDER, UP, SENDER_CUTS, upload)
+    recipients = [leg(name, DOWN, cuts, rate(DELIVERY_SECONDS)) for name, cuts in RECIPIENTS.items()]
     return Plan(sender, tuple(recipients), Drains(stack, sender, account) if drained else None)

@@ -10,10 +10,11 @@ from demo import site
 from demo.account import Account, amount
 from demo.leg import Leg
 from demo.plan import Plan, plan
-from demo.source import Copy, check_room, copy_at, generate
-from demo.stack import WORKERS, DemoFailed, Stack
+from demo.source import Copy, DemoFailed, check_room, copy_at, generate
 from demo.verdict import Verdict, judge
+from rig.stack import Stack
 
+WORKERS = 2
 CONNECT_SECONDS = 30.0
 #: What a run may take, in seconds, and for each byte of the payload.
 RUN_SECONDS, RUN_SECONDS_A_BYTE = 100.0, 1 / 4_194_304
@@ -27,7 +28,7 @@ class Run:
         self._directory = directory
         self._given = given
         self._account = account
-        self._stack = Stack(directory)
+        self._stack = Stack(directory / "var", f"--workers={WORKERS}")
 
     async def verdict(self) -> Verdict:
         """Make the run. Raises DemoFailed where it cannot be made; leaves nothing running, also when cancelled."""

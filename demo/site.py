@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from demo.source import Copy, copy_of
-from demo.stack import own_environment
+from rig.environment import own_environment
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import IO
 
 from demo.account import amount
-from demo.stack import DemoFailed
 
 GENERATED_BYTES = 67_108_864
 BLOCK_BYTES = 1_048_576
 #: Storage and two recipients; room for the stack itself beside them.
 COPIES = 3
 SPARE_BYTES = 268_435_456
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the message says why, in one line."""
 
 
 @dataclass(frozen=True)

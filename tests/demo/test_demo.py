@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.live import ROOT, alive, wait_until
+from rig.environment import ROOT
+from rig.processes import alive
+from rig.waiting import wait_until
 
 SIZE = 3 * 1_048_576 + 12_345  # not a whole number of chunks
 

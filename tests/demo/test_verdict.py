@@ -12,8 +12,8 @@ from demo.drains import WINDOW_BYTES, Drain
 from demo.leg import Leg
 from demo.plan import Plan, plan
 from demo.source import Copy
-from demo.stack import Stack
 from demo.verdict import Verdict, judge
+from rig.stack import Stack
 
 SOURCE = Copy(67_108_864, "a" * 64)
 COPIES = {"in Storage": SOURCE, "with bob": SOURCE, "with carol": SOURCE}
@@ -22,7 +22,7 @@ COPIES = {"in Storage": SOURCE, "with bob": SOURCE, "with carol": SOURCE}
 @pytest.fixture
 def run(tmp_path) -> Plan:
     """A run in which everything went as planned."""
-    run = plan(SOURCE.size, Stack(tmp_path), Account())
+    run = plan(SOURCE.size, Stack(tmp_path / "var", "--workers=2"), Account())
     for leg in run.legs:
         leg.cuts_made = 2
         leg.client.status = 0
