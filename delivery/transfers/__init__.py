@@ -2,7 +2,8 @@
 
 admission    what a user may send; names, quotas and recipients beside it
 uploads      open, resume, rewind, detach
-segments     a buffered run becomes a segment; handover: one task stores several
+segments     a buffered run becomes a segment
+handover     one task stores several, for speed
 ranges       a range goes into the buffer
 digests      the SHA-256 of what is stored, computed ahead where it can be
 outcomes     a payload becomes visible; or is cancelled, fails, expires

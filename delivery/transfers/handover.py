@@ -1,7 +1,8 @@
-"""One task, several runs: a task that stores quickly takes the next runs of its upload as well.
+"""The handover of runs: a task that stores quickly takes the next runs of its upload as well.
 
-A message through Celery costs its worker as much as all of our own code for a run. A slow Storage is no reason to keep
-the other workers out of it: there each run remains a task of its own.
+There only for speed. A message through Celery costs its worker as much as all of our own code for a run, and a run that
+is handed over has none. Without this module each run is a task of its own: the same bytes, for about twice the work. A
+slow Storage is no reason to keep the other workers out of it: there each run remains a task of its own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ QUICK_SECONDS = 0.1  # that storing a run takes; who hands one over does not wai
 QUICK_HASHING_SECONDS = 0.2  # and hashing it too
 
 
-class Following:
-    """Says whether the task that stores `order` takes more runs of its upload. `quick`: the run before was."""
+class Handover:
+    """Says whether the task that stores `request` takes more runs of its upload. `quick`: the run before was."""
 
-    def __init__(self, order: StoreRequest, *, quick: bool) -> None:
-        self._order = order
+    def __init__(self, request: StoreRequest, *, quick: bool) -> None:
+        self._request = request
         self._quick = quick
         self._began = time.monotonic()
         self._open = False
@@ -46,10 +47,10 @@ class Following:
     def take(self) -> list[StoreRequest]:
         """Return the runs that were handed over. Never raises: they are asked for again."""
         try:
-            taken = leases.take_handed_over(self._order.payload, self._order.lease) if self._open else []
+            taken = leases.take_handed_over(self._request.payload, self._request.lease) if self._open else []
         except BufferUnavailable:
             taken = []
-        return [StoreRequest.of(json.loads(order)) for order in taken]
+        return [StoreRequest.of(json.loads(request)) for request in taken]
 
     @property
     def _seconds(self) -> float:
@@ -57,32 +58,32 @@ class Following:
 
     def _say(self) -> tuple[exchange.Command, ...]:
         self._open = True
-        return leases.open_handover_commands(self._order.payload, self._order.lease)
+        return leases.open_handover_commands(self._request.payload, self._request.lease)
 
 
-def store_all(orders: Iterable[StoreRequest], *, worker: str, draining: Callable[[], bool]) -> None:
+def store_all(requests: Iterable[StoreRequest], *, worker: str, draining: Callable[[], bool]) -> None:
     """Store runs, and those that are handed over meanwhile. What one of them raises is raised when all were tried.
 
     A worker that is `draining` takes no more than what comes behind the first.
     """
-    waiting = deque(orders)
+    waiting = deque(requests)
     quick, failure = False, None
     done = 0
     while waiting:
-        order = waiting.popleft()
+        request = waiting.popleft()
         done += 1
         takes = done < MOST_RUNS and not (quick and draining())
-        following = Following(order, quick=quick)
+        handover = Handover(request, quick=quick)
         try:
-            segments.store(order, worker=worker, following=following if takes else None)
+            segments.store(request, worker=worker, more=handover if takes else None)
         except Exception as error:  # noqa: BLE001 - raised below
             failure = failure or error
-        waiting.extend(following.take())
-        quick = following.quick
+        waiting.extend(handover.take())
+        quick = handover.quick
     if failure is not None:
         raise failure
 
 
-def packed(order: StoreRequest) -> bytes:
-    """Return an order as it is handed over."""
-    return json.dumps(order.arguments()).encode()
+def packed(request: StoreRequest) -> bytes:
+    """Return a request as it is handed over."""
+    return json.dumps(request.arguments()).encode()

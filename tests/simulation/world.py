@@ -29,7 +29,7 @@ from delivery.server import web_process
 from delivery.server.consumer import DeliveryConsumer
 from delivery.server.writer import ConnectionClosed
 from delivery.transfers import cleanup, digests, ranges, segments
-from delivery.transfers.handover import Following
+from delivery.transfers.handover import Handover
 from delivery.transfers.segments import StoreRequest
 from tests.simulation import wire
 from tests.simulation.fake_redis import AsyncClient, Store
@@ -177,22 +177,22 @@ class World:
 
     def _store(self, order: StoreRequest, name: str) -> None:
         """Store a run, and later those that were handed over meanwhile, as one task does."""
-        following = Following(order, quick=self.chance.random() < 0.5)
+        handover = Handover(order, quick=self.chance.random() < 0.5)
         self._written = False
-        segments.store(order, worker=name, following=following)
+        segments.store(order, worker=name, more=handover)
         if not self._written:
-            self._go_on(following, name)
+            self._go_on(handover, name)
 
-    def _go_on(self, following: Following, name: str) -> None:
-        for order in following.take():
+    def _go_on(self, handover: Handover, name: str) -> None:
+        for order in handover.take():
             self.later(self.labour(), self._store, order, name, owner=running())
 
     def commit_later(self, commit: Any) -> Any:
         """Between writing a file and committing its row anything may happen: the worker's death, a frozen hour."""
 
-        def commit_and_go_on(order: Any, name: str, worker: str, following: Following) -> None:
-            commit(order, name, worker, following)
-            self._go_on(following, worker)
+        def commit_and_go_on(order: Any, name: str, worker: str, handover: Handover) -> None:
+            commit(order, name, worker, handover)
+            self._go_on(handover, worker)
 
         def split(*args: Any) -> None:
             self._written = True
