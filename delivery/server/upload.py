@@ -65,7 +65,7 @@ class Intake:
         self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
         self._orders: deque[Order] = deque()
         self._woken = asyncio.Event()
-        self._gathering = Gathering(process.chunks, opened.payload, receiver, self.wake)
+        self._gathering = Gathering(process.chunks, opened.payload, receiver, self._woken.set)  # no cycle: see `whole`
         self._lost = False
         self._rewinding = False
         self._superseded = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from collections.abc import Sequence
@@ -81,7 +82,11 @@ async def _confirm() -> None:
 
 
 class _Sending:
-    """Feeds the chunks of one message to its receiver, as far as credit goes."""
+    """Feeds the chunks of one message to its receiver, as far as credit goes.
+
+    Nothing that it holds refers to it: a message of 16 MiB would else wait for Python's collector of cycles, which a
+    socket that sends one after the other hardly ever wakes.
+    """
 
     def __init__(self, process: Process, offer: UploadOffer, opened: Opened, data: bytes) -> None:
         options = conf.current()
@@ -91,21 +96,23 @@ class _Sending:
         terms = Terms(window=options.window, segment_size=options.segment_size, max_size=opened.max_size)
         self._receiver.accept(chunk_size=offer.chunk_size, stored=0, terms=terms, now=time.monotonic())
         kind = InlineIntake if opened.inline else Intake
-        self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, self._rewind, _confirm))
+        rewind = functools.partial(_rewind, self._changed)
+        self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, rewind, _confirm))
 
     async def run(self) -> Finished:
         """Send everything; return once it is complete. Raises `TransferAborted`."""
         taking = asyncio.create_task(self._intake.run(), name="delivery whole payload")
         feeding = asyncio.create_task(self._feed(), name="delivery whole payload feed")
         try:
-            done, _ = await asyncio.wait({taking, feeding}, return_when=asyncio.FIRST_COMPLETED)
-            if taking not in done:
+            await asyncio.wait({taking, feeding}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
                 feeding.result()  # it ends by its error alone, and nothing would come any more
             return await taking
         finally:
             taking.cancel()
             feeding.cancel()
             await asyncio.gather(taking, feeding, return_exceptions=True)
+            del taking, feeding  # what they raised holds this frame
 
     async def _feed(self) -> None:
         while True:
@@ -126,6 +133,7 @@ class _Sending:
             receiver.on_finish(Finish(handle=HANDLE, chunks=receiver.received, size=len(self._data)))
             self._intake.wake()
 
-    def _rewind(self, receiver: Receiver, seq: int) -> None:
-        receiver.lost(seq, "lost")
-        self._changed.set()
+
+def _rewind(changed: asyncio.Event, receiver: Receiver, seq: int) -> None:
+    receiver.lost(seq, "lost")
+    changed.set()

@@ -1,4 +1,7 @@
-"""A connection that is gone leaves memory at once: nothing of it waits for Python's collector of cycles."""
+"""A connection that is gone leaves memory at once, and so does a message that is stored.
+
+Nothing of them waits for Python's collector of cycles.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from delivery.auth import Refusal
-from delivery.server import web_process
+from delivery.errors import TransferAborted
+from delivery.protocol.frames import Chunk, checksum
+from delivery.protocol.messages import UploadOffer
+from delivery.protocol.receiver import Receiver
+from delivery.server import web_process, whole
 from delivery.server.connection import Session
 from delivery.server.parts import Part
+from delivery.server.upload import Intake, Reports
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +101,64 @@ def test_a_part_says_that_its_session_is_gone() -> None:
     del owner
     with pytest.raises(RuntimeError, match="gone"):
         _ = part._session
+
+
+class Message(bytearray):
+    """A message to which a weak reference can be held."""
+
+
+class Taking:
+    """Takes in a message, as far as who sends it sees."""
+
+    fails = False
+
+    def __init__(self, _process: object, receiver: Receiver, _opened: object, reports: Reports) -> None:
+        self.receiver, self.reports = receiver, reports
+        self.kept: list[Chunk] = []
+        self.woken = asyncio.Event()
+
+    def keep(self, chunk: Chunk) -> None:
+        self.kept.append(chunk)
+
+    def wake(self) -> None:
+        self.woken.set()
+
+    async def run(self) -> str:
+        await self.woken.wait()
+        if self.fails:
+            raise TransferAborted("too_large")
+        return "finished"
+
+
+def upload(size: int) -> UploadOffer:
+    return UploadOffer(transfer=str(uuid4()), handle=1, name="", size=size, content_type="", chunk_size=524_288, to=())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_whole_message_is_freed_when_it_is_stored_or_refused(
+    monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    monkeypatch.setattr(Taking, "fails", fails)
+    monkeypatch.setattr(whole, "Intake", Taking)
+    data = Message(2_000_000)
+    left = weakref.ref(data)
+    opened: Any = SimpleNamespace(inline=False, max_size=len(data))
+    sending = whole._Sending(None, upload(len(data)), opened, data)  # type: ignore[arg-type]
+    try:
+        assert await sending.run() == "finished"  # type: ignore[comparison-overlap]
+    except TransferAborted:
+        assert fails
+    del data, sending
+    await asyncio.sleep(0)  # the loop lets go of the tasks that have ended
+    assert left() is None
+
+
+async def test_what_an_intake_took_in_is_freed_with_it() -> None:
+    receiver = Receiver(upload(4096))
+    reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=asyncio.Event().wait)  # type: ignore[arg-type]
+    opened: Any = SimpleNamespace(payload=uuid4(), lease=1, transfer=uuid4())
+    intake = Intake(SimpleNamespace(chunks=None), receiver, opened, reports)  # type: ignore[arg-type]
+    left = weakref.ref(intake)
+    intake.keep(Chunk(1, 0, checksum(b"x"), memoryview(b"x")))
+    del intake
+    assert left() is None
