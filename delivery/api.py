@@ -33,7 +33,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
-from delivery.transfers import attachments, names, outcomes, sql, timeline
+from delivery.transfers import admission, attachments, outcomes, recipients, sql, timeline
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def deliver(
     addresses = _addresses(to)
     described = _Description(payload, name, content_type)
     row = Payload(
-        name=names.clean(described.name),
-        content_type=names.clean_type(described.content_type),
+        name=admission.clean_name(described.name),
+        content_type=admission.clean_type(described.content_type),
         meta=dict(meta or {}),
         lifetime=expires,
         keep=not addresses and expires is None,
@@ -347,7 +347,7 @@ def _each(to: Any) -> Iterator[str]:
     if isinstance(to, Group):
         yield to.address
     elif isinstance(to, str):
-        canonical = names.canonical(policy.current(), [to])
+        canonical = recipients.canonical_addresses(policy.current(), [to])
         if canonical is None:
             raise UsageError("expected an address user:<primary key or name> or group:<name> of somebody who exists")
         yield from canonical

@@ -14,7 +14,7 @@ from delivery.protocol import events, messages
 from delivery.protocol.sender import Sender
 from delivery.server.download import Outflow
 from delivery.transfers import deliveries
-from delivery.transfers.deliveries import Accepted, DetachedDelivery, Received
+from delivery.transfers.deliveries import AcceptedDelivery, DetachedDelivery, Received
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session
@@ -98,7 +98,7 @@ def _enter_slow(session: Session, outflow: Outflow) -> None:
 
 async def _enter(session: Session, outflow: Outflow) -> None:
     transfer = outflow.waiting.transfer
-    accepted = Accepted(transfer, session.require_holder(), outflow.sender.acked_bytes)
+    accepted = AcceptedDelivery(transfer, session.require_holder(), outflow.sender.acked_bytes)
     try:
         displaced = await session.process.accepted.put(accepted)
     except Refused as refused:

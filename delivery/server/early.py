@@ -9,7 +9,7 @@ from delivery.errors import Refused
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
 from delivery.transfers.small import SmallOffer
-from delivery.transfers.uploads import Finished
+from delivery.transfers.uploads import FinishedUpload
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session
@@ -24,7 +24,7 @@ def may_come(session: Session, receiver: Receiver) -> bool:
     return offer.size is not None and 0 < offer.size <= min(limits.early_data, offer.chunk_size, limits.chunk_size)
 
 
-async def take(session: Session, receiver: Receiver, offer: UploadOffer) -> Finished | None:
+async def take(session: Session, receiver: Receiver, offer: UploadOffer) -> FinishedUpload | None:
     """Store a small upload that came whole with its offer, together with others; None where it goes the long way."""
     await _until_finish(session, receiver)
     chunk = session.early.get(receiver.handle)

@@ -14,7 +14,7 @@ from delivery.protocol.receiver import Receiver
 from delivery.server.web_process import Process
 from delivery.transfers import digests, outcomes
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.uploads import Finished, Opened
+from delivery.transfers.uploads import FinishedUpload, Opened
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Finishing:
         promised = self._receiver.expected_digests()
         return order if len(promised) > 1 else replace(order, completes=True, sha256=next(iter(promised), ""))
 
-    async def step(self, lease: int) -> Finished | None:
+    async def step(self, lease: int) -> FinishedUpload | None:
         """Ask for the digest if that is due; return the outcome if it is there already.
 
         Raises `TransferAborted` where the payload has ended, or a newer writer holds it.
@@ -61,7 +61,7 @@ class Finishing:
         self._attempt += 1
         return None
 
-    async def _begin(self, lease: int) -> Finished | None:
+    async def _begin(self, lease: int) -> FinishedUpload | None:
         promised = self._receiver.expected_digests()
         if len(promised) > 1:  # the offer promised another one than `finish`
             raise TransferAborted("digest", "finish contradicts the offer")
@@ -80,11 +80,11 @@ class Finishing:
             raise TransferAborted("integrity", "stored bytes are missing", final=False) from error
         return None
 
-    async def _outcome(self) -> Finished | None:
+    async def _outcome(self) -> FinishedUpload | None:
         """Ask the database what a lost wake-up would have told."""
         state, size, sha256, failure = await self._process.db(outcomes.outcome, self._opened.payload)
         if state == PayloadState.COMPLETE:
-            return Finished(self._opened.payload, size, sha256)
+            return FinishedUpload(self._opened.payload, size, sha256)
         if state not in (PayloadState.STORING, PayloadState.SEALING):
             raise TransferAborted(failure or "cancelled")
         return None

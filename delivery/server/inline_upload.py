@@ -12,7 +12,7 @@ from delivery.protocol.receiver import Receiver
 from delivery.server.upload import LOOK_SECONDS, Reports
 from delivery.server.web_process import Process
 from delivery.transfers import inline, recipients
-from delivery.transfers.uploads import Finished, Opened
+from delivery.transfers.uploads import FinishedUpload, Opened
 
 
 class InlineIntake:
@@ -50,7 +50,7 @@ class InlineIntake:
         """Whether all that was taken in is stored."""
         return self.receiver.stored >= self.receiver.received
 
-    async def run(self) -> Finished:
+    async def run(self) -> FinishedUpload:
         """Take in everything; return once the payload is complete. Raises `TransferAborted`."""
         try:
             while True:
@@ -68,7 +68,7 @@ class InlineIntake:
         except StaleLease:
             return
 
-    async def _step(self) -> Finished | None:
+    async def _step(self) -> FinishedUpload | None:
         if self.receiver.finish is not None and self.receiver.received == self.receiver.chunks:
             return await self._complete()
         await self._store_due(rest=self._hurried)
@@ -84,7 +84,7 @@ class InlineIntake:
             self.receiver.on_stored(run.end)
             self._reports.changed()
 
-    async def _complete(self) -> Finished:
+    async def _complete(self) -> FinishedUpload:
         """Store the rest and complete the payload, in one transaction."""
         receiver = self.receiver
         await self._reports.confirm()

@@ -15,7 +15,7 @@ from delivery.policy import Quota
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.server import web_process, whole
 from delivery.server.writer import ConnectionClosed, Socket
-from delivery.transfers.uploads import Finished
+from delivery.transfers.uploads import FinishedUpload
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class PlainSession:
             self._socket.abandon()
 
 
-def _stored(finished: Finished) -> dict[str, Any]:
+def _stored(finished: FinishedUpload) -> dict[str, Any]:
     return {
         "type": "stored",
         "payload": str(finished.payload),

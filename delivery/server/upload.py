@@ -25,7 +25,7 @@ from delivery.server.store_requests import Order
 from delivery.server.web_process import Process
 from delivery.transfers import outcomes, uploads
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.uploads import Finished, Opened
+from delivery.transfers.uploads import FinishedUpload, Opened
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Intake:
         self._rewinding = False
         self._superseded = False
         self._ended: str | None = None
-        self._finished: Finished | None = None
+        self._finished: FinishedUpload | None = None
         self._storage_failures = 0
         self._buffer_failed_at: float | None = None
         self._hurried = False
@@ -104,7 +104,7 @@ class Intake:
         """Whether all that was taken in is stored."""
         return self.receiver.stored >= self.receiver.received
 
-    async def run(self) -> Finished:
+    async def run(self) -> FinishedUpload:
         """Take in everything; return once the payload is complete.
 
         Raises `TransferAborted` where the transfer ended or must let go of this connection.
@@ -139,7 +139,7 @@ class Intake:
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
-    async def _step(self) -> Finished | None:
+    async def _step(self) -> FinishedUpload | None:
         # An earlier connection's `finish` may have completed it: `done` waits for the one of this connection.
         if self._finished is not None and self.receiver.finish is not None:
             return self._finished
@@ -318,7 +318,7 @@ class Intake:
             self._not_stored(message["start"])
         elif event == "sealed":
             self.receiver.on_stored(self.receiver.received)  # its `stored` may have been lost
-            self._finished = Finished(self.opened.payload, message["size"], message["sha256"])
+            self._finished = FinishedUpload(self.opened.payload, message["size"], message["sha256"])
         elif event == "unsealed":
             self._finishing.again()
         elif event == "ended":

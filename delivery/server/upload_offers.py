@@ -23,7 +23,7 @@ from delivery.server.inline_upload import InlineIntake
 from delivery.server.upload import Intake, Reports
 from delivery.transfers import outcomes, uploads
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.uploads import DetachedUpload, Earlier, Finished, Opened
+from delivery.transfers.uploads import DetachedUpload, Earlier, FinishedUpload, Opened
 
 if TYPE_CHECKING:
     from delivery.server.connection import Session
@@ -70,7 +70,7 @@ async def _answer(session: Session, receiver: Receiver) -> None:
     if not receiver.live:  # aborted by its sender meanwhile
         await _abandoned(session, receiver, opened)
         return
-    if isinstance(opened, Finished):
+    if isinstance(opened, FinishedUpload):
         session.early.pop(receiver.handle, None)
         if receiver.expected_digests() - {opened.sha256}:  # an early `finish` that contradicts what is stored
             session.connection.reject(receiver, "mismatch")
@@ -81,7 +81,7 @@ async def _answer(session: Session, receiver: Receiver) -> None:
     await _accept(session, receiver, opened)
 
 
-async def _open(session: Session, receiver: Receiver) -> Opened | Finished:
+async def _open(session: Session, receiver: Receiver) -> Opened | FinishedUpload:
     offer = receiver.offer
     if not isinstance(offer, UploadOffer):
         raise Refused("unsupported")
@@ -167,7 +167,7 @@ async def _take_in(session: Session, intake: Intake | InlineIntake) -> None:
         _done(session, intake.receiver, finished)
 
 
-def _done_early(session: Session, receiver: Receiver, finished: Finished) -> None:
+def _done_early(session: Session, receiver: Receiver, finished: FinishedUpload) -> None:
     """Answer an offer of what is complete already; by its own early data, it is accepted first."""
     if finished.fresh:
         session.connection.accept(receiver, stored=0, terms=session.terms(), now=time.monotonic())
@@ -175,7 +175,7 @@ def _done_early(session: Session, receiver: Receiver, finished: Finished) -> Non
     _done(session, receiver, finished)
 
 
-def _done(session: Session, receiver: Receiver, finished: Finished) -> None:
+def _done(session: Session, receiver: Receiver, finished: FinishedUpload) -> None:
     if receiver.live:
         session.connection.done(receiver, size=finished.size, sha256=finished.sha256, payload=str(finished.payload))
     session.wake()
@@ -253,7 +253,7 @@ def _rewind(session: Session, receiver: Receiver, seq: int) -> None:
     session.wake()
 
 
-async def _abandoned(session: Session, receiver: Receiver, opened: Opened | Finished) -> None:
+async def _abandoned(session: Session, receiver: Receiver, opened: Opened | FinishedUpload) -> None:
     """The sender ended the upload, for good or on this connection, while we were answering its offer."""
     session.early.pop(receiver.handle, None)
     if not isinstance(opened, Opened):

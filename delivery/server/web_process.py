@@ -39,11 +39,11 @@ from delivery.server.readers import ReaderTable
 from delivery.server.store_requests import StoreTasks
 from delivery.transfers import admission, deliveries, holders, small, sql, timeline
 from delivery.transfers.admission import Admission
-from delivery.transfers.deliveries import Accepted, Received
+from delivery.transfers.deliveries import AcceptedDelivery, Received
 from delivery.transfers.holders import Detached
 from delivery.transfers.segments import StoreRequest
 from delivery.transfers.small import SmallOffer
-from delivery.transfers.uploads import Finished
+from delivery.transfers.uploads import FinishedUpload
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class Process:
         self.offers = OfferRates()
         self.teller = Teller(self)
         self.neighbours = Neighbours(self.id, self.subscriber, self.teller.tell_late)
-        self.small: Batcher[SmallOffer, Finished | None] = Batcher(self._take_small, "small uploads")
-        self.accepted: Batcher[Accepted, str] = Batcher(
+        self.small: Batcher[SmallOffer, FinishedUpload | None] = Batcher(self._take_small, "small uploads")
+        self.accepted: Batcher[AcceptedDelivery, str] = Batcher(
             lambda batch: self._write(deliveries.accept, batch), "accepted deliveries"
         )
         self.received: Batcher[Received, None] = Batcher(
@@ -187,7 +187,7 @@ class Process:
         task.add_done_callback(self._unfinished.discard)
         return await asyncio.shield(task)
 
-    async def _take_small(self, batch: Sequence[SmallOffer]) -> list[Finished | None]:
+    async def _take_small(self, batch: Sequence[SmallOffer]) -> list[FinishedUpload | None]:
         taken = await self._write(small.take, batch)
         self.teller.tell(taken.arrivals)
         return taken.outcomes

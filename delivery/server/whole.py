@@ -25,13 +25,15 @@ from delivery.server.upload import Intake, Reports
 from delivery.server.web_process import Process
 from delivery.transfers import outcomes, uploads
 from delivery.transfers.holders import Holder
-from delivery.transfers.uploads import Finished, Opened
+from delivery.transfers.uploads import FinishedUpload, Opened
 
 STORE_SECONDS = 60.0
 HANDLE = 1
 
 
-async def store(process: Process, user: Any, data: bytes, *, content_type: str, to: Sequence[str] = ()) -> Finished:
+async def store(
+    process: Process, user: Any, data: bytes, *, content_type: str, to: Sequence[str] = ()
+) -> FinishedUpload:
     """Store a whole payload of `user` for the addresses `to`; return once it is complete.
 
     Raises `Refused` and `TransferAborted` with their codes, `BufferUnavailable`. What is not complete after 60 s, or
@@ -72,7 +74,7 @@ async def _open(process: Process, user: Any, offer: UploadOffer) -> Opened:
             opened = await opening  # it runs to its end all the same
             await process.db(outcomes.cancel_payload, opened.payload, by="")
         raise
-    if isinstance(opened, Finished):  # the transfer's id is new
+    if isinstance(opened, FinishedUpload):  # the transfer's id is new
         raise RuntimeError("a new upload was complete already")
     return opened
 
@@ -99,7 +101,7 @@ class _Sending:
         rewind = functools.partial(_rewind, self._changed)
         self._intake = kind(process, self._receiver, opened, Reports(self._changed.set, rewind, _confirm))
 
-    async def run(self) -> Finished:
+    async def run(self) -> FinishedUpload:
         """Send everything; return once it is complete. Raises `TransferAborted`."""
         taking = asyncio.create_task(self._intake.run(), name="delivery whole payload")
         feeding = asyncio.create_task(self._feed(), name="delivery whole payload feed")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +24,7 @@ from delivery.errors import PolicyUnavailable, Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.policy import DefaultPolicy, Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import names
-from delivery.transfers.recipients import Known, Recipients
+from delivery.transfers.recipients import Known, Recipients, canonical_addresses
 from delivery.transfers.sql import Statement
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ ROW_BYTES = 1024  # that the rows of a payload are charged with, beside its name
 LIVE_PAYLOADS = (PayloadState.STORING, PayloadState.SEALING)
 FAILED_RETRY_AFTER = 5.0  # seconds, where the policy raises or does not answer
 MOST_BYTES = 2**63 - 1  # that a column holds
+MAX_NAME = 255  # characters
+_SEPARATORS = re.compile(r"[/\\]")
 _KNOWN = Statement(
     Transfer,
     "SELECT 1 FROM {table} WHERE {user} = %s AND {direction} = %s AND {key} = %s",
@@ -70,7 +73,7 @@ def ask(user: Any, offer: UploadOffer) -> Admission | None:
     """
     key = UUID(offer.transfer)
     if not known(user.pk, key):
-        return _asked(user, lambda rules: names.canonical(rules, offer.to))
+        return _asked(user, lambda rules: canonical_addresses(rules, offer.to))
     mine = Transfer.objects.filter(user=user, direction=Direction.UPLOAD, key=key)
     live = mine.filter(state=TransferState.LIVE, payload__state__in=LIVE_PAYLOADS)
     if (payload := live.values_list("payload_id", flat=True).first()) is None:
@@ -85,7 +88,7 @@ def ask_small(user: Any, offer: UploadOffer) -> Admission:
     Believes for a second who a name or a key means.
     """
     recipients = Recipients(_remembered)
-    found = _asked(user, lambda rules: names.canonical(recipients, offer.to))
+    found = _asked(user, lambda rules: canonical_addresses(recipients, offer.to))
     try:
         return replace(found, recipients=tuple(recipients.of(found.addresses)))
     except PolicyUnavailable as error:
@@ -138,3 +141,22 @@ def check_size(size: int, max_size: int) -> None:
 def overhead(name: str, meta: Mapping[str, str]) -> int:
     """Return the bytes that a payload's rows are charged with, beside those of its content."""
     return ROW_BYTES + len(name.encode()) + len(json.dumps(dict(meta), ensure_ascii=False).encode())
+
+
+def clean_name(name: str) -> str:
+    """Return a display name without path parts, control, format and bidirectional characters, at most 255 long."""
+    last = _SEPARATORS.split(name)[-1] if "/" in name or "\\" in name else name
+    if last.isascii() and last.isprintable():
+        return last.strip()[:MAX_NAME]
+    kept = "".join(
+        character for character in last if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    )
+    return kept.strip()[:MAX_NAME]
+
+
+def clean_type(content_type: str) -> str:
+    """Return a content type without control characters."""
+    if content_type.isprintable():
+        return content_type.strip()[:MAX_NAME]
+    kept = "".join(character for character in content_type if character.isprintable())
+    return kept.strip()[:MAX_NAME]

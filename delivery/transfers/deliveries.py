@@ -210,7 +210,7 @@ def arrived(addresses: Collection[str], since: datetime.datetime) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedDelivery:
     """The connection `holder` accepted a delivery, from byte `position` on."""
 
     transfer: UUID
@@ -222,7 +222,7 @@ class Accepted:
         return self.transfer, self.holder.client
 
 
-def accept(batch: Sequence[Accepted]) -> list[str | Refused]:
+def accept(batch: Sequence[AcceptedDelivery]) -> list[str | Refused]:
     """Move deliveries to the connections that accepted them, in one transaction.
 
     Returns for each the channel of an older connection of the same client that held it, else an empty string; or why it
@@ -255,14 +255,16 @@ def _locked_rows(transfers: Iterable[UUID]) -> dict[UUID, Transfer]:
     return {row.pk: row for row in sql.lock(rows, "self")}
 
 
-def _positions(batch: Sequence[Accepted]) -> dict[Key, ClientPosition]:
+def _positions(batch: Sequence[AcceptedDelivery]) -> dict[Key, ClientPosition]:
     found = ClientPosition.objects.filter(
         transfer__in={one.transfer for one in batch}, client__in={one.holder.client for one in batch}
     )
     return {(position.transfer_id, position.client): position for position in found}
 
 
-def _answer(one: Accepted, row: Transfer | None, mine: ClientPosition | None, now: datetime.datetime) -> str | Refused:
+def _answer(
+    one: AcceptedDelivery, row: Transfer | None, mine: ClientPosition | None, now: datetime.datetime
+) -> str | Refused:
     if row is None or row.payload.state != PayloadState.COMPLETE or row.state not in _OPEN_STATES:
         return Refused("expired" if row is None or row.state == TransferState.EXPIRED else "cancelled")
     if row.payload.expires_at is not None and row.payload.expires_at <= now:
@@ -276,7 +278,7 @@ def _answer(one: Accepted, row: Transfer | None, mine: ClientPosition | None, no
     return mine.channel if mine.channel != one.holder.channel else ""
 
 
-def _held(one: Accepted, now: datetime.datetime) -> ClientPosition:
+def _held(one: AcceptedDelivery, now: datetime.datetime) -> ClientPosition:
     return ClientPosition(
         transfer_id=one.transfer,
         client=one.holder.client,

@@ -10,7 +10,7 @@ from uuid import UUID
 from delivery.models import Payload, PayloadState
 from delivery.transfers import outcomes, sql, uploads
 from delivery.transfers.segments import progressed
-from delivery.transfers.uploads import Finished
+from delivery.transfers.uploads import FinishedUpload
 
 
 def store(transfer: UUID, lease: int, offset: int, data: bytes) -> int:
@@ -26,7 +26,7 @@ def store(transfer: UUID, lease: int, offset: int, data: bytes) -> int:
 
 def complete(
     transfer: UUID, lease: int, offset: int, data: bytes, expected: set[str], users: Sequence[Any]
-) -> Finished | None:
+) -> FinishedUpload | None:
     """Store the last bytes and complete the payload, in one transaction.
 
     `users`: the primary keys of its recipients. `expected`: the digests that the sender gave. Returns None where what is stored has another one: the payload has
@@ -44,4 +44,4 @@ def complete(
             inline=payload.inline, size=payload.size, state=PayloadState.SEALING
         )
         outcomes.complete_locked(payload, digest, users)
-    return Finished(payload.pk, payload.size, digest)
+    return FinishedUpload(payload.pk, payload.size, digest)

@@ -1,7 +1,8 @@
 """Whom addresses mean: users by their primary keys, the members of groups as the site's policy lists them.
 
-A stored address holds a primary key and is resolved by that alone, without the policy. Who is not active gets nothing.
-The policy is the site's own code: ask outside of any transaction. Runs in a thread and queries the database.
+Addresses are made canonical as they come in. A stored one holds a primary key and is resolved by that alone, without the
+policy. Who is not active gets nothing. The policy is the site's own code: ask outside of any transaction. Runs in a thread
+and queries the database.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
@@ -23,6 +24,41 @@ logger = logging.getLogger(__name__)
 
 KNOWN_SECONDS = 1.0  # as long as a login is believed
 MOST_KNOWN = 10_000
+MOST_ADDRESSES = 1_000  # of one offer: each may be a query
+
+
+class Finder(Protocol):
+    """A policy, or what remembers its answers."""
+
+    def find_user(self, name: str) -> Any | None: ...
+
+
+def canonical_addresses(rules: Finder, to: Sequence[str]) -> list[str] | None:
+    """Return addresses as the rows keep them (`user:<primary key>`, `group:<name>`), each once.
+
+    None where any is malformed or names nobody, or there are too many: an unknown address and a forbidden one must
+    look alike.
+    """
+    if len(to) > MOST_ADDRESSES:
+        return None
+    found: dict[str, None] = {}
+    for address in to:
+        one = _canonical(rules, address)
+        if one is None:
+            return None
+        found[one] = None
+    return list(found)
+
+
+def _canonical(rules: Finder, address: str) -> str | None:
+    if "\0" in address:  # control messages have none, URLs may; PostgreSQL raises where it meets one
+        return None
+    if address.startswith(policy.USER):
+        user = rules.find_user(address.removeprefix(policy.USER))
+        return None if user is None else policy.address_of(user)
+    if address.startswith(policy.GROUP) and 0 < len(address) - len(policy.GROUP) <= 200:
+        return address
+    return None
 
 
 class Known:

@@ -22,12 +22,12 @@ from delivery import conf, policy
 from delivery.errors import Refused
 from delivery.models import Address, Direction, Payload, PayloadState, Transfer, TransferState, new_id
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, deliveries, names, outbox, quotas, sql, timeline
+from delivery.transfers import admission, deliveries, outbox, quotas, sql, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
 from delivery.transfers.sql import Insert, Statement, places
-from delivery.transfers.uploads import Finished
+from delivery.transfers.uploads import FinishedUpload
 
 UPLOAD, DELIVERY = Direction.UPLOAD.value, Direction.DELIVERY.value
 COMPLETE, DONE, LIVE = PayloadState.COMPLETE.value, TransferState.DONE.value, TransferState.LIVE.value
@@ -101,7 +101,7 @@ class Taken:
     `arrivals`: what the recipients are to be told now; nobody has told them.
     """
 
-    outcomes: list[Finished | None]
+    outcomes: list[FinishedUpload | None]
     arrivals: list[Arrival]
 
 
@@ -116,8 +116,8 @@ def take(batch: Sequence[SmallOffer]) -> Taken:
     return Taken([None if row is None else _finished(row) for row in rows], arrivals)
 
 
-def _finished(row: _Row) -> Finished:
-    return Finished(row.id, len(row.offered.data), row.sha256, fresh=True)
+def _finished(row: _Row) -> FinishedUpload:
+    return FinishedUpload(row.id, len(row.offered.data), row.sha256, fresh=True)
 
 
 def _rows(batch: Sequence[SmallOffer]) -> list[_Row | None]:
@@ -147,7 +147,7 @@ def _row(one: SmallOffer, key: UUID) -> _Row | None:
     digest = hashlib.sha256(one.data).hexdigest()
     if one.expected - {digest} or len(one.data) > one.admitted.max_size:
         return None
-    name, addresses = names.clean(one.offer.name), one.admitted.addresses
+    name, addresses = admission.clean_name(one.offer.name), one.admitted.addresses
     now = timezone.now()  # each its own: they are offered in the order in which they came
     return _Row(
         offered=one,
@@ -156,7 +156,7 @@ def _row(one: SmallOffer, key: UUID) -> _Row | None:
         transfer=new_id(),
         name=name,
         overhead=admission.overhead(name, one.offer.meta),
-        content_type=names.clean_type(one.offer.content_type),
+        content_type=admission.clean_type(one.offer.content_type),
         sha256=digest,
         addresses=addresses,
         now=now,

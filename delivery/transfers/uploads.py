@@ -19,7 +19,7 @@ from delivery.models import Address, Direction, Payload, PayloadState, Segment, 
 from delivery.protocol.codes import REJECT_CODES
 from delivery.protocol.messages import UploadOffer
 from delivery.storage import payloads
-from delivery.transfers import admission, names, quotas, sql, timeline
+from delivery.transfers import admission, quotas, sql, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.holders import Holder
 from delivery.transfers.sql import Statement
@@ -56,7 +56,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedUpload:
     """An upload that is complete. `fresh`: by what came with this very offer."""
 
     payload: UUID
@@ -99,7 +99,7 @@ def find(user: Any, holder: Holder, offer: UploadOffer) -> Earlier | None:
 
 def open_upload(
     user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool
-) -> Opened | Finished:
+) -> Opened | FinishedUpload:
     """Take an offer: begin a new upload, or resume the one that has its id.
 
     `admitted`: what `admission.ask` said of this very offer. `workers`: whether any worker lives; without one, nothing new
@@ -145,7 +145,7 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | 
 
 def _new_payload(user: Any, offer: UploadOffer, admitted: Admission, *, inline: bool) -> Payload:
     """Return the row of a new upload, not saved."""
-    name = names.clean(offer.name)
+    name = admission.clean_name(offer.name)
     return Payload(
         owner=user,
         reserved=offer.size or 0,
@@ -153,7 +153,7 @@ def _new_payload(user: Any, offer: UploadOffer, admitted: Admission, *, inline: 
         max_size=admitted.max_size,
         max_stored=admitted.max_stored,
         name=name,
-        content_type=names.clean_type(offer.content_type),
+        content_type=admission.clean_type(offer.content_type),
         meta=dict(offer.meta),
         size=offer.size,
         expected_sha256=offer.sha256 or "",
@@ -164,11 +164,11 @@ def _new_payload(user: Any, offer: UploadOffer, admitted: Admission, *, inline: 
 
 def _resume(
     row: Transfer, holder: Holder, offer: UploadOffer, admitted: Admission | None, *, workers: bool
-) -> Opened | Finished:
+) -> Opened | FinishedUpload:
     payload = row.payload
     _check_same(row, offer)
     if payload.state == PayloadState.COMPLETE:
-        return Finished(payload.id, payload.size or 0, payload.sha256)
+        return FinishedUpload(payload.id, payload.size or 0, payload.sha256)
     if row.state != TransferState.LIVE or payload.state not in admission.LIVE_PAYLOADS:
         raise Refused(_code_of(row))
     if admitted is None:

@@ -17,7 +17,7 @@ from delivery.errors import Refused
 from delivery.models import Address, ClientPosition, Event, Notice, Payload, Transfer
 from delivery.policy import Quota
 from delivery.transfers import deliveries, outcomes, quotas, sql, timeline
-from delivery.transfers.deliveries import Accepted
+from delivery.transfers.deliveries import AcceptedDelivery
 from tests.transfers.test_locks import HOLDER, alice, blocked, complete_payload, delivery, elsewhere
 
 __all__ = ["alice"]  # a fixture
@@ -44,7 +44,7 @@ def test_what_events_tell_of_is_deleted_while_they_are_written(alice: User, of: 
 def test_a_delivery_is_accepted_while_it_is_deleted(alice: User) -> None:
     row = delivery(complete_payload(), alice)
     with transaction.atomic():
-        assert deliveries.accept([Accepted(row.pk, HOLDER, 3)]) == [""]
+        assert deliveries.accept([AcceptedDelivery(row.pk, HOLDER, 3)]) == [""]
         deleting = blocked(Transfer.objects.filter(pk=row.pk).delete)
     deleting.result(10)
     assert not Transfer.objects.exists()

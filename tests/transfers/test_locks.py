@@ -21,7 +21,7 @@ from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
 from delivery.transfers import admission, cleanup, deliveries, outcomes, quotas, small, sql, uploads
 from delivery.transfers.admission import Admission
-from delivery.transfers.deliveries import Accepted, Received
+from delivery.transfers.deliveries import AcceptedDelivery, Received
 from delivery.transfers.holders import Holder
 from delivery.transfers.small import SmallOffer
 from tests.launch.live import wait_until
@@ -170,7 +170,7 @@ def test_a_decline_waits_for_who_reads_positions_to_write_them(alice: User) -> N
     with transaction.atomic():
         sql.lock_in_order(Transfer.objects.filter(pk=row.pk))
         declining = blocked(deliveries.decline, row.pk, HOLDER.client)
-        assert deliveries.accept([Accepted(row.pk, HOLDER, 3)]) == [""]
+        assert deliveries.accept([AcceptedDelivery(row.pk, HOLDER, 3)]) == [""]
     declining.result(10)
     assert ClientPosition.objects.get(transfer=row).state == "declined"
 

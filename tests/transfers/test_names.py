@@ -11,7 +11,7 @@ from django.contrib.sessions.models import Session
 from delivery import deliver, policy
 from delivery.models import Address, Payload
 from delivery.policy import DefaultPolicy, key_of, user_named
-from delivery.transfers import names
+from delivery.transfers import recipients
 from delivery.transfers.recipients import Recipients
 
 pytestmark = pytest.mark.django_db
@@ -23,7 +23,7 @@ KEY = uuid.UUID("550e8400-e29b-41d4-a716-446655440000")
 )
 def test_what_can_be_no_address_names_nobody(address: str) -> None:
     User.objects.create_user("alice")
-    assert names.canonical(DefaultPolicy(), ["user:alice", address]) is None
+    assert recipients.canonical_addresses(DefaultPolicy(), ["user:alice", address]) is None
 
 
 @pytest.mark.parametrize("gone", ["inactive", "deleted", "never there"])
@@ -37,14 +37,14 @@ def test_who_is_named_like_a_key_gets_nothing_of_that_users(gone: str) -> None:
         meant.delete()
     elif gone == "inactive":
         User.objects.filter(pk=key).update(is_active=False)
-    assert names.canonical(DefaultPolicy(), [f"user:{key}"]) is None
+    assert recipients.canonical_addresses(DefaultPolicy(), [f"user:{key}"]) is None
     assert Recipients().of([f"user:{key}"]) == []
     assert user_named(str(key), User.objects.filter(is_active=True)) is None
 
 
 def test_a_name_is_resolved_at_the_offer_and_its_key_is_kept() -> None:
     alice = User.objects.create_user("alice")
-    (address,) = names.canonical(DefaultPolicy(), ["user:alice"]) or []
+    (address,) = recipients.canonical_addresses(DefaultPolicy(), ["user:alice"]) or []
     assert address == f"user:{alice.pk}"
     User.objects.filter(pk=alice.pk).update(username="renamed")
     User.objects.create_user("alice")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from delivery.errors import Refused
 from delivery.models import ClientPosition, ClientState, Payload, PayloadState, Transfer, TransferState
 from delivery.transfers import deliveries, outcomes
-from delivery.transfers.deliveries import MOST_CLIENTS, Accepted, accept
+from delivery.transfers.deliveries import MOST_CLIENTS, AcceptedDelivery, accept
 from delivery.transfers.holders import Holder
 
 pytestmark = pytest.mark.django_db
@@ -43,7 +43,7 @@ def held(row: Transfer, **fields: Any) -> None:
     ClientPosition.objects.create(transfer=row, **usual | fields)
 
 
-def answers(batch: list[Accepted]) -> list[str]:
+def answers(batch: list[AcceptedDelivery]) -> list[str]:
     return [f"refused: {one.code}" if isinstance(one, Refused) else one for one in accept(batch)]
 
 
@@ -63,7 +63,7 @@ def test_each_is_answered_for_itself(bob: User) -> None:
         (delivery(bob, expires_at=past), "refused: expired"),
         (delivery(bob, TransferState.DONE), ""),
     ]
-    batch = [Accepted(row.pk, holder(), 3) for row, _ in rows] + [Accepted(GONE, holder(), 0)]
+    batch = [AcceptedDelivery(row.pk, holder(), 3) for row, _ in rows] + [AcceptedDelivery(GONE, holder(), 0)]
     assert answers(batch) == [expected for _, expected in rows] + ["refused: expired"]
     mine = ClientPosition.objects.get(transfer=older)
     assert (mine.state, mine.position, mine.session_order, mine.channel) == (ClientState.OPEN, 3, 5, "new")
@@ -74,8 +74,8 @@ def test_each_is_answered_for_itself(bob: User) -> None:
 def test_two_connections_of_one_client_in_one_batch(bob: User) -> None:
     row = delivery(bob)
     first, second = holder(order=1, channel="first"), holder(order=2, channel="second")
-    assert answers([Accepted(row.pk, first, 0), Accepted(row.pk, second, 1)]) == ["", "first"]
-    assert answers([Accepted(row.pk, first, 2)]) == ["refused: taken_over"]
+    assert answers([AcceptedDelivery(row.pk, first, 0), AcceptedDelivery(row.pk, second, 1)]) == ["", "first"]
+    assert answers([AcceptedDelivery(row.pk, first, 2)]) == ["refused: taken_over"]
     mine = ClientPosition.objects.get(transfer=row)
     assert (mine.channel, mine.position) == ("second", 1)
 
@@ -85,7 +85,10 @@ def test_the_latest_clients_of_each_are_kept(bob: User) -> None:
     held(other)
     for number in range(MOST_CLIENTS + 3):
         accept(
-            [Accepted(row.pk, holder(client=f"c{number}", channel=f"c{number}"), 0), Accepted(other.pk, holder(), 0)]
+            [
+                AcceptedDelivery(row.pk, holder(client=f"c{number}", channel=f"c{number}"), 0),
+                AcceptedDelivery(other.pk, holder(), 0),
+            ]
         )
     kept = set(row.clients.values_list("client", flat=True))
     assert kept == {f"c{number}" for number in range(3, MOST_CLIENTS + 3)}
