@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,8 @@ from delivery.client.chunk_ceilings import Ceilings
 from delivery.client.receiving_directory import FOLDER
 from delivery.errors import ConnectionStopped, DeliveryError, IntegrityError, StorageUnavailable
 from tests.client.server import CoreServer
+
+pytestmark = pytest.mark.no_cover  # what it reaches is up to chance
 
 CHUNK = 4_096
 WINDOW = 4 * CHUNK

@@ -33,6 +33,35 @@ def both_directions(test):
 
 
 @both_directions
+def test_an_end_has_to_send_while_a_message_a_chunk_or_a_finish_is_due(side):
+    pair = Pair()
+    end = getattr(pair, side)
+    assert not end.has_to_send()
+    end.offer(an_offer(end.side), first=False, now=0.0)
+    assert end.has_to_send()  # the offer
+    (event,) = pair.pump(end)
+    assert not end.has_to_send()  # the answer is the other's
+    pair.other(end).accept(event.receiver, stored=0, terms=TERMS, now=0.0)
+    pair.pump(pair.other(end))
+    sender = end.next_turn()
+    while sender.chunk_due():
+        assert end.has_to_send()
+        pair.chunk(sender, end, bytes(CHUNK))
+    assert end.has_to_send()  # finish
+    sender.finish(DIGEST)
+    assert not end.has_to_send()
+
+
+def test_an_end_that_goes_away_has_nothing_to_send_but_messages():
+    pair = Pair()
+    pair.accepted(pair.server)
+    pair.server.leave("server_draining")
+    assert pair.server.has_to_send()
+    pair.pump(pair.server)
+    assert not pair.server.has_to_send()
+
+
+@both_directions
 def test_a_whole_transfer(side):
     pair = Pair()
     end, far = getattr(pair, side), pair.other(getattr(pair, side))

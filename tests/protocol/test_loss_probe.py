@@ -86,6 +86,7 @@ def test_the_first_ping_comes_5_s_after_the_oldest_chunk_and_the_second_1_s_afte
     end.sent(6.0)
     end.receive_text('{"type":"pong","id":9}', 6.0)
     assert pings(end, 6.0) == 1
+    assert end.wake_at() > 9.0  # a pong comes first
     assert pings(end, 7.9) == 0  # one at a time
     end.receive_text(messages.encode(Pong(id=1)), 8.0)
     assert end.wake_at() == 9.0

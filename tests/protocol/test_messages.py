@@ -87,5 +87,10 @@ def test_checking_finds_what_the_peer_would_refuse(wrong):
         messages.check(offer, FROM_CLIENT)
 
 
+def test_checking_finds_what_only_the_other_side_may_say():
+    with pytest.raises(UsageError, match="unknown control message"):
+        messages.check(messages.GoingAway(reason="server_draining"), FROM_CLIENT)
+
+
 def test_checking_lets_pass_what_the_peer_takes():
     messages.check(Ping(id=1), FROM_CLIENT)

@@ -31,6 +31,8 @@ from delivery.protocol.storing import Storing
 from .link import Link, World
 from .store import BLOCK, AppendingStore, Broken, Source, Store
 
+pytestmark = pytest.mark.no_cover  # what it reaches is up to chance
+
 SETTINGS = settings(
     max_examples=200,
     stateful_step_count=40,

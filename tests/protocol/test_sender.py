@@ -263,6 +263,19 @@ def test_an_ack_moves_the_position():
     assert not sender.in_flight
 
 
+def test_the_longest_acked_chunk_may_be_the_only_one():
+    sender = opened(size=CHUNK - 1)
+    assert sender.longest_acked == 0
+    send(sender)
+    sender.on_ack(ack(1), 0.0)
+    assert sender.longest_acked == CHUNK - 1
+
+    longer = opened()
+    send(longer, 2)
+    longer.on_ack(ack(2), 0.0)
+    assert longer.longest_acked == CHUNK
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
