@@ -9,13 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from delivery import conf
-from delivery.server.parts import Part
-
-if TYPE_CHECKING:
-    from delivery.server.connection import Session
+from delivery.server.ports import ConnectionPart, ConnectionPort
+from delivery.server.upload_offers import Uploads
+from delivery.server.web_process import WebProcess
 
 logger = logging.getLogger(__name__)
 
@@ -30,53 +29,49 @@ WAIT_SECONDS = 15.0
 LOOK_SECONDS = 0.02
 
 
-class Pacing(Part):
+class Backpressure(ConnectionPart):
     """The pace of one connection. Belongs to its event loop."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._process = session.process  # what is seen through outlives its session
+    def __init__(self, connection: ConnectionPort, process: WebProcess, uploads: Uploads) -> None:
+        super().__init__(connection)
+        self._process = process  # what is seen through outlives its connection
+        self._uploads = uploads
         self._queries = asyncio.Semaphore(MOST_QUERIES)
         self._most = MOST_QUEUED + 2 * conf.current().max_live_transfers
 
     async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what `Process.db` does, a few at a time: who asks for more queues here, and not before everybody else."""
+        """Do what `WebProcess.db` does, a few at a time: who asks for more queues here, and not before everybody else."""
         async with self._queries:
             return await self._process.db(function, *args, **kwargs)
 
     async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what `Process.change` does, at the same pace."""
+        """Do what `WebProcess.change` does, at the same pace."""
         async with self._queries:
             return await self._process.change(function, *args, **kwargs)
 
     def due(self) -> bool:
         """Return whether to `wait` before more is read."""
-        return self.unflushed() >= UNFLUSHED_BYTES or self._crowded()
+        return self._uploads.unflushed() >= UNFLUSHED_BYTES or self._crowded()
 
     async def wait(self) -> None:
         """Return once more may be read."""
-        if self.unflushed() >= UNFLUSHED_BYTES:
+        if self._uploads.unflushed() >= UNFLUSHED_BYTES:
             await self._until_flushed()
         if self._crowded():
             await self._until_calm()
 
-    def unflushed(self) -> int:
-        """Return how many bytes that came are in this process's memory alone."""
-        return sum(intake.unflushed for intake in self._session.intakes.values())
-
     def _crowded(self) -> bool:
         """Return whether the peer asks faster than it reads the answers, or than we can give them."""
-        session = self._session
-        return not session.deaf and max(len(session.connection.outbox), session.busy) > self._most
+        connection = self._connection
+        return not connection.deaf and max(len(connection.core.outbox), connection.busy) > self._most
 
     async def _until_flushed(self) -> None:
-        # Past the deadline the intake itself gives up on the buffer.
+        # Past the deadline the upload itself gives up on the buffer.
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                for intake in list(self._session.intakes.values()):
-                    await intake.below(UNFLUSHED_BYTES // 2)
+                await self._uploads.below(UNFLUSHED_BYTES // 2)
         except TimeoutError:
-            logger.warning("connection of %s: the buffer is slow", self._session.client)
+            logger.warning("connection of %s: the buffer is slow", self._connection.client)
 
     async def _until_calm(self) -> None:
         until = time.monotonic() + WAIT_SECONDS

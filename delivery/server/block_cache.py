@@ -2,6 +2,9 @@
 
 First the cache, then Redis, then a task that stages the range from Storage; whoever waits looks for itself again after
 a while, since tasks and wake-ups may be lost.
+
+What every reader of this process has passed leaves Redis at once: a delivery of any size does not fill it. Another web
+process whose recipients are behind has its range staged again, which costs a read of Storage and nothing else.
 """
 
 from __future__ import annotations
@@ -9,19 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from uuid import UUID
 
 from delivery import dispatch
 from delivery.buffer import blocks, leases
 from delivery.buffer.blocks import RANGE_GROUPS, RANGE_SIZE, Block
+from delivery.buffer.stream import Stream
 from delivery.errors import BufferUnavailable, StorageUnavailable, TransferAborted
+from delivery.server.ports import ProcessPort
 from delivery.transfers import outcomes
-
-if TYPE_CHECKING:
-    from delivery.server.web_process import Process
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +52,16 @@ class _Reached:
 
 
 class BlockCache:
-    """Groups of blocks by payload and number, least recently used first out. Belongs to one event loop."""
+    """Groups of blocks by payload and number, least recently used first out. Belongs to one event loop.
 
-    def __init__(self, process: Process, limit: int) -> None:
+    `line`: to Redis. `limit` in bytes. `staged` is called with payload and worker when a worker has staged a range.
+    """
+
+    def __init__(self, process: ProcessPort, line: Stream, limit: int, staged: Callable[[UUID, str], None]) -> None:
         self._process = process
-        self._limit = limit  # bytes
+        self._line = line
+        self._tell_staged = staged
+        self._limit = limit
         self._size = 0
         self._groups: OrderedDict[tuple[UUID, int], Group] = OrderedDict()
         self._fetches: dict[tuple[UUID, int], asyncio.Task[Group]] = {}
@@ -100,7 +108,7 @@ class BlockCache:
     def note_staged(self, payload: UUID, worker: str) -> None:
         """Note which worker has just staged a range of a payload."""
         _remember(self._staged, payload, (worker, time.monotonic()))
-        self._process.staged(payload, worker)
+        self._tell_staged(payload, worker)
 
     async def get(self, payload: UUID, size: int, group: int) -> Group:
         """Return a group of blocks of a payload of `size` bytes, fetched at most once however many ask.
@@ -114,7 +122,9 @@ class BlockCache:
             return found
         task = self._fetches.get(key)
         if task is None:
-            task = asyncio.create_task(_Fetch(self._process, payload, size, group).run(), name="delivery fetch")
+            task = asyncio.create_task(
+                _Fetch(self, self._process, self._line, payload, size, group).run(), name="delivery fetch"
+            )
             self._fetches[key] = task
             task.add_done_callback(lambda done: self._fetched(key, done))
         return await asyncio.shield(task)
@@ -171,8 +181,12 @@ def _remember(table: OrderedDict[K, V], key: K, value: V) -> None:
 class _Fetch:
     """One group on its way from Redis, staged first where it is not there."""
 
-    def __init__(self, process: Process, payload: UUID, size: int, group: int) -> None:
+    def __init__(
+        self, cache: BlockCache, process: ProcessPort, line: Stream, payload: UUID, size: int, group: int
+    ) -> None:
+        self._cache = cache
         self._process = process
+        self._line = line
         self._payload = payload
         self._size = size
         self._group = group
@@ -193,7 +207,7 @@ class _Fetch:
 
     async def _look(self) -> Group | None:
         try:
-            return await blocks.aget(self._process.blocks, self._payload, self._size, self._group)
+            return await blocks.aget(self._line, self._payload, self._size, self._group)
         except BufferUnavailable as error:
             logger.warning("%s", error)
             return None
@@ -203,10 +217,10 @@ class _Fetch:
         while True:
             self._woken.clear()
             try:
-                if self._process.cache.on_its_way(self._payload, self._range):
+                if self._cache.on_its_way(self._payload, self._range):
                     patience = STAGING_SECONDS
                 else:
-                    await self._process.cache.ask(self._payload, self._range, attempt=attempt)
+                    await self._cache.ask(self._payload, self._range, attempt=attempt)
                     patience = leases.marker_seconds(attempt)
                     attempt += 1
             except BufferUnavailable as error:
@@ -244,5 +258,76 @@ class _Fetch:
             self._woken.set()
         elif event in ("staged", "unstaged") and message.get("range") == self._range:
             self._failures += event == "unstaged"
-            self._process.cache.note_staged(self._payload, str(message.get("worker", "")))
+            self._cache.note_staged(self._payload, str(message.get("worker", "")))
             self._woken.set()
+
+
+@dataclass(slots=True)
+class _Readers:
+    """The readers of one payload: the range that each is in, and the lowest that is not dropped yet."""
+
+    size: int
+    at: dict[object, int] = field(default_factory=dict)
+    lowest: int = 0
+    highest: int = 0
+
+
+class ReaderTable:
+    """All readers of one web process. Belongs to its event loop.
+
+    `dropped` is called with payload and range as soon as a range has left Redis.
+    """
+
+    def __init__(self, dropped: Callable[[UUID, int], None]) -> None:
+        self._dropped = dropped
+        self._payloads: dict[UUID, _Readers] = {}
+        self._passed: deque[tuple[UUID, int, int]] = deque()  # payload, its size, range
+        self._due = asyncio.Event()
+
+    def move(self, payload: UUID, size: int, reader: object, index: int) -> None:
+        """Note that `reader` is in range `index` of a payload of `size` bytes."""
+        readers = self._payloads.get(payload)
+        if readers is None:
+            readers = self._payloads[payload] = _Readers(size, lowest=index)
+        if readers.at.get(reader) == index:
+            return
+        readers.at[reader] = index
+        readers.highest = max(readers.highest, index)
+        self._drop_below(payload, readers, min(readers.at.values()))
+
+    def leave(self, payload: UUID, reader: object) -> None:
+        """Note that `reader` needs nothing more; the last one takes all that is staged along."""
+        readers = self._payloads.get(payload)
+        if readers is None or readers.at.pop(reader, None) is None:
+            return
+        if readers.at:
+            self._drop_below(payload, readers, min(readers.at.values()))
+        else:
+            del self._payloads[payload]
+            self._drop_below(payload, readers, readers.highest + 1 + RANGES_AHEAD)
+
+    def _drop_below(self, payload: UUID, readers: _Readers, index: int) -> None:
+        last = min(index, -(-readers.size // RANGE_SIZE))
+        if last <= readers.lowest:
+            readers.lowest = min(readers.lowest, index)  # somebody came who is further behind
+            return
+        self._passed.extend((payload, readers.size, number) for number in range(readers.lowest, last))
+        self._due.set()
+        readers.lowest = last
+
+    async def run(self) -> None:
+        """Drop what was passed, as soon as it was. The process owns the task."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            while self._passed:
+                payload, size, index = self._passed.popleft()
+                await _drop(payload, size, index)
+                self._dropped(payload, index)
+
+
+async def _drop(payload: UUID, size: int, index: int) -> None:
+    try:
+        await blocks.adrop(payload, size, index)
+    except BufferUnavailable as error:
+        logger.info("a staged range is left to expire: %s", error)

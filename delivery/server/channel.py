@@ -30,8 +30,8 @@ FAIR_LISTENERS = 256  # told in a row, until others have their turn
 RENEW_SECONDS = 3600.0
 
 
-class Hearing:
-    """The process's ear. Belongs to its event loop."""
+class ControlChannel:
+    """The channel of one process, and who listens to which events. Belongs to its event loop."""
 
     def __init__(self) -> None:
         self._channel: str | None = None

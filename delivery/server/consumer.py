@@ -14,10 +14,10 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import auth, conf, notify
 from delivery.auth import Login, Refusal, Request
-from delivery.server import message_limits, plain, presence, web_process
-from delivery.server.connection import Session
-from delivery.server.plain import PlainSession
-from delivery.server.writer import ConnectionClosed
+from delivery.server import message_limits, plain, web_process
+from delivery.server.connection import ServerConnection
+from delivery.server.plain import PlainConnection
+from delivery.server.ports import ConnectionClosed
 from delivery.websocket import handshakes
 from delivery.websocket.extensions import INCOMPLETE, PIECES, STRAIGHT
 
@@ -30,8 +30,8 @@ FAIR_MESSAGES = 8  # taken in a row, until others have their turn
 class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Serves delivery.v1 at one URL. Needs no middleware: Origin, session and token are checked here."""
 
-    session: Session | None = None
-    plain: PlainSession | None = None
+    connection: ServerConnection | None = None
+    plain: PlainConnection | None = None
     channel_name = ""
     _close_code: int | None = None
     _task: asyncio.Task[Any] | None = None
@@ -65,7 +65,7 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._incomplete_at = extensions[INCOMPLETE]["at"] if INCOMPLETE in extensions else None
         self.limit_messages(message_limits.FIRST_BYTES)
         try:
-            self.channel_name = await web_process.current().hearing.open(self.dispatch)
+            self.channel_name = await web_process.current().control.open(self.dispatch)
         except Exception as error:  # noqa: BLE001 - whatever the site's channel layer raises while its Redis is away
             await handshakes.refuse_for_now(scope, send, error)
             return
@@ -78,14 +78,14 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             pass
 
     async def _clean_up(self) -> None:
-        web_process.current().hearing.close(self.channel_name)  # first: nothing changes what is let go of meanwhile
+        web_process.current().control.close(self.channel_name)  # first: nothing changes what is let go of meanwhile
         try:
-            if self.session is not None:
-                await self.session.end(self._close_code)
+            if self.connection is not None:
+                await self.connection.end(self._close_code)
         finally:
             if self.plain is not None:
                 await self.plain.end()
-        self.session = self.plain = self._write = self._incomplete_at = None  # they hold each other
+        self.connection = self.plain = self._write = self._incomplete_at = None  # they hold each other
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Hand on a message. Skips Channels' housekeeping for database connections: we use none on this thread."""
@@ -128,34 +128,34 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         elif offered or isinstance(found, Refusal):
             await self._begin(found)
         else:
-            self.plain = PlainSession(self, found, plain.addresses_of(self.scope.get("query_string", b"")))
+            self.plain = PlainConnection(self, found, plain.addresses_of(self.scope.get("query_string", b"")))
             await self.plain.start()
 
     async def _begin(self, found: Login | Refusal) -> None:
-        self.session = Session(self, found)
-        self.session.start()
+        self.connection = ServerConnection(self, found)
+        self.connection.start()
         if self._gives_straight:
-            await self._send({"type": STRAIGHT, "take": self.session.take, "take_text": self.session.take_text})
+            await self._send({"type": STRAIGHT, "take": self.connection.take, "take_text": self.connection.take_text})
         await self.join(notify.group_of(notify.WORKERS))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         data = message.get("bytes")
-        if self.session is not None:
-            if not (self.session.take_text(message["text"]) if data is None else self.session.take(data)):
-                await self.session.pace()
+        if self.connection is not None:
+            if not (self.connection.take_text(message["text"]) if data is None else self.connection.take(data)):
+                await self.connection.pace()
         elif self.plain is not None:
             await self.plain.take(message["text"] if data is None else data)
 
     async def delivery_pace(self, message: dict[str, Any]) -> None:
-        """More came straight to the session than may be in memory alone: nothing is read meanwhile."""
-        if self.session is not None:
-            await self.session.pace()
+        """More came straight to the connection than may be in memory alone: nothing is read meanwhile."""
+        if self.connection is not None:
+            await self.connection.pace()
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         self._close_code = message.get("code")
         raise StopConsumer
 
-    # -- what a session needs ----------------------------------------------------------------------------------------
+    # -- what a connection needs ----------------------------------------------------------------------------------------
 
     async def send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
@@ -191,26 +191,26 @@ class DeliveryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             self._task.cancel()
 
     async def join(self, group: str) -> None:
-        await web_process.current().hearing.join(self.channel_name, group)
+        await web_process.current().control.join(self.channel_name, group)
 
     # -- control events ----------------------------------------------------------------------------------------------
 
     async def delivery_waiting(self, event: dict[str, Any]) -> None:
-        if self.session is not None:
-            presence.told(self.session, event)
+        if self.connection is not None:
+            web_process.current().presence.on_event(self.connection, event)
 
     async def delivery_worker_draining(self, event: dict[str, Any]) -> None:
-        if self.session is not None:
-            self.session.worker_draining(event["worker"])
+        if self.connection is not None:
+            self.connection.worker_draining(event["worker"])
 
     async def delivery_worker_ready(self, event: dict[str, Any]) -> None:
-        if self.session is not None:
-            self.session.worker_ready(str(event.get("worker", "")))
+        if self.connection is not None:
+            self.connection.worker_ready(str(event.get("worker", "")))
 
     async def delivery_taken_over(self, event: dict[str, Any]) -> None:
-        if self.session is not None:
-            self.session.taken_over(UUID(event["transfer"]), event["lease"])
+        if self.connection is not None:
+            self.connection.taken_over(UUID(event["transfer"]), event["lease"])
 
     async def delivery_ended(self, event: dict[str, Any]) -> None:
-        if self.session is not None:
-            self.session.ended(UUID(event["transfer"]), event["code"])
+        if self.connection is not None:
+            self.connection.ended(UUID(event["transfer"]), event["code"])

@@ -9,20 +9,20 @@ from delivery.buffer.blocks import BLOCK_SIZE, GROUP_BLOCKS, GROUP_SIZE, RANGE_G
 from delivery.protocol import frames
 from delivery.protocol.sender import Sender, Span
 from delivery.server.block_cache import Group
-from delivery.server.web_process import Process
+from delivery.server.web_process import WebProcess
 from delivery.transfers.deliveries import Waiting
 
 Frame = tuple[bytes, bytes | bytearray | memoryview]
 
 
-class Outflow:
+class DownloadSender:
     """Gives the frames of one delivery. Belongs to the event loop of its connection.
 
     Holds at most the groups that the next chunk lies in and one ahead: what a recipient that does not ack costs is
     bounded by that.
     """
 
-    def __init__(self, process: Process, sender: Sender, waiting: Waiting, changed: Callable[[], None]) -> None:
+    def __init__(self, process: WebProcess, sender: Sender, waiting: Waiting, changed: Callable[[], None]) -> None:
         self.sender = sender
         self.waiting = waiting
         self.granted = False  # its accept has been entered into the rows

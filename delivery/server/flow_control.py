@@ -9,9 +9,9 @@ What an upload may send counts until its speed is known; from then on what it wi
 likely. Slow uploads have little in Redis, however much they may send. Should they all begin to hurry, who has more there
 than an equal share waits.
 
-Of new uploads that one task can store, only so many begin at once as keep the workers busy. All together they would all
-end late, and what lies in Redis meanwhile costs more than it does where room is used again. Who waits for that alone
-slows down nobody else, and waits no longer where the senders turn out to be slow.
+New uploads that one task can store begin a few at a time (`short_uploads`). Who waits for that alone slows down nobody else.
+
+Pure: no clock, task or I/O. Time comes in as monotonic seconds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from delivery.protocol.receiver import Receiver
-from delivery.server.queueing import Queueing
+from delivery.server.credit_queue import CreditQueue
+from delivery.server.short_uploads import ShortUploads
 
 LOOK_SECONDS = 0.5
 #: So much of what comes at an upload's speed may be in Redis: storing begins after 2 s, and takes its time.
 AHEAD_SECONDS = 4.0
-#: So many segments of short uploads are on their way, for each live worker and at least: while two are stored, others come.
-SEGMENTS_A_WORKER, LEAST_SEGMENTS = 4, 10
 
 
 @dataclass(slots=True)
@@ -61,17 +60,12 @@ class CreditLedger:
         self.budget = budget
         self._window = window
         self._segment = segment
-        self._workers = workers
         self._total = 0
         self._of_user: Counter[Any] = Counter()
         self._over = False  # more than the budget is in Redis
         self._accounts: dict[Receiver, _Account] = {}
-        self._queue = Queueing()  # for room in the budget
-        self._beginners = Queueing()  # new short uploads, for others of them to end
-        self._of_new = 0
-        self._new_stored = 0  # bytes of new short uploads, since the last look
-        self._waited = False  # some waited to begin, at the last look
-        self._slow = False  # their senders are: nobody waits for them
+        self._queue = CreditQueue()  # for room in the budget
+        self._short = ShortUploads(segment, workers)
 
     def window(self) -> int:
         """Return the window in bytes of one more upload."""
@@ -84,24 +78,16 @@ class CreditLedger:
     def _most_of_one(self) -> int:
         return 3 * self.budget // 4
 
-    @property
-    def _most_of_new(self) -> int:
-        return self._segment * max(LEAST_SEGMENTS, SEGMENTS_A_WORKER * self._workers())
-
     def _has_room(self, user: Any, wanted: int) -> bool:
         """Return whether `user` may have `wanted` bytes more. Alone, even a chunk above the budget has its turn."""
         if self._total + wanted > self.budget and self._total > 0:
             return False
         return self._of_user[user] + wanted <= self._most_of_one or self._of_user[user] == 0
 
-    def _may_begin(self, wanted: int) -> bool:
-        """Return whether a short upload may begin with `wanted` bytes of credit."""
-        return self._slow or self._of_new + wanted <= self._most_of_new
-
     def fits(self, receiver: Receiver, stored: int, user: Any) -> bool:
         """Return whether an upload of `user` that goes on from byte `stored` gets credit at once, or has to wait for it."""
         wanted = _useful(max(receiver.chunk_size, self.window()), receiver, stored)
-        if self._is_short(receiver, stored) and (self._beginners or not self._may_begin(wanted)):
+        if self._short.includes(receiver, stored) and (self._short.waiting or not self._short.may_begin(wanted)):
             return False
         return not self._queues_for_room(user) and self._has_room(user, wanted)
 
@@ -109,15 +95,12 @@ class CreditLedger:
         """Return whether `user` waits for room, or anybody does, and not just for more than one user may have."""
         return user in self._queue or self._queue.anybody_below(self._most_of_one // 2, self._of_user)
 
-    def _is_short(self, receiver: Receiver, stored: int) -> bool:
-        return receiver.size is not None and receiver.size - stored <= self._segment
-
     def join(self, receiver: Receiver, changed: Callable[[], None], user: Any, *, waits: bool) -> None:
         """Count an upload that was accepted; `waits`: without credit, for want of room."""
         stored = receiver.offset(receiver.stored)
-        self._accounts[receiver] = account = _Account(user, changed, self._is_short(receiver, stored), stored)
+        self._accounts[receiver] = account = _Account(user, changed, self._short.includes(receiver, stored), stored)
         if waits and account.short:
-            self._beginners.add(user, receiver)
+            self._short.waiting.add(user, receiver)
         elif waits:
             self._queue.add(user, receiver)
         self._count(receiver)
@@ -137,7 +120,7 @@ class CreditLedger:
         account = self._accounts.get(receiver)
         if account is None:
             return False
-        queues = (self._queue, self._beginners)
+        queues = (self._queue, self._short.waiting)
         return account.yields or any(queue.holds(account.user, receiver) for queue in queues)
 
     def moved(self, receiver: Receiver) -> None:
@@ -160,12 +143,12 @@ class CreditLedger:
     def _note_stored(self, receiver: Receiver, account: _Account) -> None:
         stored = receiver.offset(receiver.stored)
         if account.of_new:
-            self._new_stored += max(0, stored - account.stored_bytes)
+            self._short.note_stored(max(0, stored - account.stored_bytes))
         account.stored_bytes = stored
 
     def look(self, now: float) -> None:
         """See how fast each upload is; to be called every `LOOK_SECONDS`. `now`: monotonic seconds."""
-        self._look_at_beginners()
+        self._short.look(sum(_buffered(one) for one, account in self._accounts.items() if account.of_new))
         buffered = 0
         for receiver, account in self._accounts.items():
             self._measure(receiver, account, now)
@@ -173,16 +156,6 @@ class CreditLedger:
             buffered += _buffered(receiver)
         self._over = buffered > self.budget
         self._hand_out()
-
-    def _look_at_beginners(self) -> None:
-        """See whether some wait to begin although little comes of the others; it stays so until more does, or none is new."""
-        waited, self._waited = self._waited, bool(self._beginners)
-        came = self._new_stored + sum(_buffered(one) for one, account in self._accounts.items() if account.of_new)
-        if came >= self._most_of_new // 4 or not self._of_new:
-            self._slow = False
-        elif waited and self._waited:
-            self._slow = True
-        self._new_stored = 0
 
     def crowds(self, receiver: Receiver) -> bool:
         """Return whether Redis has all that it should of uploads, and more of this one than an equal share."""
@@ -218,7 +191,7 @@ class CreditLedger:
     def _wait_no_more(self, receiver: Receiver) -> None:
         user = self._accounts[receiver].user
         self._queue.remove(user, receiver)
-        self._beginners.remove(user, receiver)
+        self._short.waiting.remove(user, receiver)
 
     def _hand_out(self) -> None:
         self._let_begin()
@@ -230,13 +203,13 @@ class CreditLedger:
 
     def _let_begin(self) -> None:
         """Give credit to short uploads whose turn it is to begin; who finds no room in the budget then waits for that."""
-        while (turn := self._beginners.first(self._of_user)) is not None:
+        while (turn := self._short.waiting.first(self._of_user)) is not None:
             user, receiver = turn
             wanted = self._wanted(receiver)
-            if not self._may_begin(wanted):
+            if not self._short.may_begin(wanted):
                 return
             if self._queues_for_room(user) or not self._has_room(user, wanted):
-                self._beginners.remove(user, receiver)
+                self._short.waiting.remove(user, receiver)
                 self._queue.add(user, receiver)
             else:
                 self._give(receiver)
@@ -249,7 +222,7 @@ class CreditLedger:
         account = self._accounts[receiver]
         self._wait_no_more(receiver)
         self._queue.served(account.user)
-        self._beginners.served(account.user)
+        self._short.waiting.served(account.user)
         grant = self._grant(receiver, account)
         receiver.resize(grant)
         self._release(receiver)
@@ -279,7 +252,7 @@ class CreditLedger:
         self._of_user[account.user] += outstanding - account.outstanding
         account.outstanding = outstanding
         of_new = outstanding if account.short and account.speed is None else 0
-        self._of_new += of_new - account.of_new
+        self._short.charge(of_new - account.of_new)
         account.of_new = of_new
         if not self._of_user[account.user]:
             del self._of_user[account.user]

@@ -10,19 +10,19 @@ from delivery.errors import PolicyUnavailable, Refused, StaleLease, TransferAbor
 from delivery.protocol.frames import Chunk
 from delivery.protocol.receiver import Receiver
 from delivery.server.upload import LOOK_SECONDS, Reports
-from delivery.server.web_process import Process
+from delivery.server.web_process import WebProcess
 from delivery.transfers import inline, recipients
 from delivery.transfers.uploads import FinishedUpload, Opened
 
 
-class InlineIntake:
-    """Takes in one inline payload. The counterpart of `Intake`, with the same calls."""
+class InlineUploadReceiver:
+    """Takes in one inline payload. The counterpart of `UploadReceiver`, with the same calls."""
 
     unflushed = 0
     worker = ""
     worker_at = 0.0
 
-    def __init__(self, process: Process, receiver: Receiver, opened: Opened, reports: Reports) -> None:
+    def __init__(self, process: WebProcess, receiver: Receiver, opened: Opened, reports: Reports) -> None:
         self.receiver = receiver
         self.opened = opened
         self.lease = opened.lease

@@ -7,6 +7,9 @@ class Chat(LargeMessageMixin, AsyncJsonWebsocketConsumer):
     async def receive_large(self, payload):
         ...
 
+A Channels consumer handles one thing after the other. Storing is not one of them, so that small messages pass meanwhile; what
+is stored comes back through the consumer's `receive`, and no two of its handlers ever run at once.
+
 See docs/how-to/large-messages.md.
 """
 
@@ -16,6 +19,7 @@ import asyncio
 import datetime
 import json
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -23,14 +27,19 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from delivery import api, conf
 from delivery.auth import Login
-from delivery.errors import UsageError
+from delivery.errors import BufferUnavailable, Refused, TransferAborted, UsageError
 from delivery.models import Payload, PayloadState
 from delivery.protocol.codes import CLOSE_CODES
 from delivery.server import message_limits, web_process
-from delivery.server.arrivals import INTERNAL, Arrivals
+from delivery.server.plain import store_whole
+from delivery.server.web_process import WebProcess
+from delivery.transfers import outcomes
 
 logger = logging.getLogger(__name__)
 
+ARRIVED = "delivery.large_arrived"  # names the consumer's handler
+INTERNAL = "internal"
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 POINTER = "delivery.large"
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -116,9 +125,9 @@ class LargeMessageMixin:
         shared = web_process.current()
         message_limits.look_at(receive)
         message_limits.limit_messages(scope, conf.current().plain_max_message + message_limits.SLACK_BYTES)
-        self._large_arrivals = Arrivals(shared, receive)
+        self._large_arrivals = LargeMessageReceiver(shared, receive)
         leaver = _Leaver(self, self._large_arrivals)
-        shared.sessions.add(leaver)
+        shared.sockets.add(leaver)
         try:
             await super().__call__(scope, self._large_arrivals.receive, send)  # type: ignore[misc]
         except asyncio.CancelledError:
@@ -128,7 +137,7 @@ class LargeMessageMixin:
             try:
                 await asyncio.shield(self._large_arrivals.end())
             finally:
-                shared.sessions.discard(leaver)
+                shared.sockets.discard(leaver)
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         if web_process.current().draining:
@@ -214,12 +223,84 @@ class LargeMessageMixin:
         return user if user is not None and user.is_authenticated else None
 
 
+class LargeMessageReceiver:
+    """The large messages of one socket. One is stored at a time; who brings the next one waits for it."""
+
+    def __init__(self, process: WebProcess, receive: Receive) -> None:
+        self._process = process
+        self._receive = receive
+        self._reading: asyncio.Future[dict[str, Any]] | None = None  # what comes next from the socket
+        self._arriving: asyncio.Future[dict[str, Any]] | None = None  # and what arrives next
+        self._storing: asyncio.Task[None] | None = None
+        self._arrived: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return what comes next: a message of the socket, or that a large one has arrived. An ASGI `receive`."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._receive())
+        if self._arriving is None:
+            self._arriving = asyncio.ensure_future(self._arrived.get())
+        await asyncio.wait({self._reading, self._arriving}, return_when=asyncio.FIRST_COMPLETED)
+        if self._arriving.done():
+            arriving, self._arriving = self._arriving, None
+            return arriving.result()
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    async def put(self, user: Any, data: bytes, content_type: str) -> None:
+        """Begin to store a message of `user`; waits for the one before it: TCP slows the peer down."""
+        if self._storing is not None:
+            await asyncio.wait({self._storing})
+        self._storing = asyncio.create_task(self._store(user, data, content_type), name="delivery large message")
+
+    async def _store(self, user: Any, data: bytes, content_type: str) -> None:
+        try:
+            finished = await store_whole(self._process, user, data, content_type=content_type)
+        except (Refused, TransferAborted) as refused:
+            self._put(code=refused.code)
+        except BufferUnavailable:
+            self._put(code="busy")
+        except Exception:
+            logger.exception("large message not stored")
+            self._put(code=INTERNAL)
+        else:
+            self._put(payload=finished.payload)
+
+    def _put(self, *, payload: UUID | None = None, code: str = "") -> None:
+        self._arrived.put_nowait({"type": ARRIVED, "payload": payload, "code": code})
+
+    def handled(self) -> None:
+        """Note that the consumer is through with one that arrived."""
+        self._arrived.task_done()
+
+    async def settle(self) -> None:
+        """Return once nothing is being stored and everything that arrived is handled."""
+        if self._storing is not None:
+            await asyncio.wait({self._storing})
+        await self._arrived.join()
+
+    async def end(self) -> None:
+        """Let go: the socket is gone. What nobody was handed is not kept."""
+        for task in (self._reading, self._storing, self._arriving):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        left = [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
+        if self._arriving is not None and not self._arriving.cancelled():
+            left.append(self._arriving.result())
+        payloads = [message["payload"] for message in left if message["payload"] is not None]
+        cancelling = (self._process.db(outcomes.cancel_payload, payload, by="") for payload in payloads)
+        for payload, outcome in zip(payloads, await asyncio.gather(*cancelling, return_exceptions=True), strict=True):
+            if isinstance(outcome, Exception):
+                logger.error("payload %s is left to expire", payload, exc_info=outcome)
+
+
 class _Leaver:
     """Closes a site's own socket when the web process drains."""
 
     login: Login | None = None  # who may stay on a site's own socket is the site's to say
 
-    def __init__(self, consumer: Any, arrivals: Arrivals) -> None:
+    def __init__(self, consumer: Any, arrivals: LargeMessageReceiver) -> None:
         self.abandoned = False
         self._consumer = consumer
         self._arrivals = arrivals

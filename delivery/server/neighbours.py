@@ -1,5 +1,8 @@
 """Whether other web processes live: while none does, nobody has to be told through Redis of what arrives here.
 
+There for speed alone: a small payload then costs no event of the channel layer. Without it nothing is lost but that, and
+`presence` tells others of everything.
+
 Who believes to be alone remembers for whom something arrived since it last looked, and tells that late should somebody
 have come meanwhile. A process says that it is there before it looks for what waits for its connections; so either it
 finds what arrived in the rows, or it is told.

@@ -1,48 +1,88 @@
-"""Telling recipients of what small uploads brought: at once who is connected here, others through the channel layer.
+"""Who is connected here, for which addresses, and how recipients hear of what arrives for them.
 
-A recipient in this process waits neither for Redis nor for a turn of its subscriber. Other processes get one event for
-all that came for an address since the last one, which names this process: here it was handed over already. While there
-are no other processes (`neighbours`), there are no events either.
+A recipient in this process is handed a small payload at once, and waits neither for Redis nor for a turn of its subscriber.
+Other processes get one event for all that came for an address since the last one. It names this process: here everything was
+handed over already. Events may be lost (DESIGN, "Wake-ups"), so the database is asked every few seconds, with one question for
+all connections, what has arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from django.utils import timezone
 
 from delivery import notify
 from delivery.protocol.limits import MAX_UNANSWERED_OFFERS
+from delivery.server.neighbours import Neighbours
+from delivery.server.ports import DatabasePort, Recipient
+from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.small import Arrival
 
-if TYPE_CHECKING:
-    from delivery.server.connection import Session
-    from delivery.server.web_process import Process
-
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 10.0
+#: Looked at again each time: rows are dated before they are committed, by the clocks of several machines.
+OVERLAP = datetime.timedelta(seconds=60)
 RIDE_BYTES = 16 * 1024  # up to here the bytes ride on the event
 MOST_RIDING = MAX_UNANSWERED_OFFERS  # no connection could be offered more at once
 MOST_ADDRESSES = 10_000  # that wait to be told; beyond, they look for themselves within a few seconds
 STOP_SECONDS = 1.0
 
 
-class Teller:
-    """The events of one web process that are still to go out. Belongs to its event loop."""
+class Presence:
+    """The connections of one web process that receive. Belongs to its event loop.
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._due: dict[str, list[Waiting | None]] = {}
+    `web`: the id of this process. `neighbours`: says whether other processes are to be told; None tells them always.
+    """
+
+    def __init__(self, database: DatabasePort, web: str) -> None:
+        self.neighbours: Neighbours | None = None
+        self._database = database
+        self._web = web
+        self._addresses: WeakKeyDictionary[Recipient, Sequence[str]] = WeakKeyDictionary()
+        self._by_address: dict[str, WeakKeyDictionary[Recipient, None]] = {}  # as they came
+        self._since = timezone.now() - OVERLAP
+        self._due: dict[str, list[Waiting | None]] = {}  # for other processes
         self._task: asyncio.Task[None] | None = None
+
+    # -- who is here -------------------------------------------------------------------------------------------------
+
+    def join(self, recipient: Recipient, addresses: Sequence[str]) -> None:
+        """Tell `recipient` of what arrives for `addresses`, for as long as it lives."""
+        self._addresses[recipient] = addresses
+        for address in addresses:
+            self._by_address.setdefault(address, WeakKeyDictionary())[recipient] = None
+
+    def leave(self, recipient: Recipient) -> None:
+        """Tell it no more."""
+        for address in self._addresses.pop(recipient, ()):
+            there = self._by_address.get(address)
+            if there is not None:
+                there.pop(recipient, None)
+                if not there:
+                    del self._by_address[address]
+
+    async def announced(self) -> None:
+        """Return once other processes tell this one of what arrives: what came before is in the rows."""
+        if self.neighbours is not None:
+            await self.neighbours.announced.wait()
+
+    # -- what arrives ------------------------------------------------------------------------------------------------
 
     def tell(self, arrivals: Sequence[Arrival]) -> None:
         """Hand arrivals to the connections of this process, and have all others told soon."""
         for arrival in arrivals:
-            for session in self._process.lookout.at(arrival.address):
-                _hand(session, arrival)
-            if not self._process.neighbours.alone(arrival.address):
+            for recipient in list(self._by_address.get(arrival.address, ())):
+                _hand(recipient, arrival)
+            if self.neighbours is None or not self.neighbours.alone(arrival.address):
                 self._add(arrival)
         self._go()
 
@@ -51,6 +91,42 @@ class Teller:
         for address in addresses:
             self._add(Arrival(address))
         self._go()
+
+    def on_event(self, recipient: Recipient, event: dict[str, Any]) -> None:
+        """Take another process's event for `recipient`, maybe of another version: its members may be other than ours."""
+        if event.get("origin") == self._web:
+            return
+        address, offers = event["address"], event.get("offers", ())
+        for packed in offers:
+            recipient.arrived(address, Waiting.unpacked(packed))
+        if not offers or event.get("more"):
+            recipient.arrived(address, None)
+
+    async def look(self) -> None:
+        """Have each connection that something new is for look for it. Raises what the database raises."""
+        present = [one for one in self._addresses.items() if not one[0].over]
+        now = timezone.now()
+        if present:
+            wanted = {address for _, addresses in present for address in addresses}
+            found = await self._database.db(deliveries.arrived, wanted, self._since)
+            for recipient, addresses in present:
+                for address in found.intersection(addresses):
+                    recipient.arrived(address, None)
+        self._since = now - OVERLAP
+
+    def staged(self, payload: UUID, worker: str) -> None:
+        """Tell the recipients of a payload which worker has just staged a range of it."""
+        for recipient in list(self._addresses):
+            recipient.staged(payload, worker)
+
+    async def check_groups(self) -> None:
+        """End every delivery through a group that its user has left. Raises the first failure, once all were asked."""
+        checks = (recipient.check_groups() for recipient in list(self._addresses) if recipient.receiving)
+        for outcome in await asyncio.gather(*checks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    # -- other processes ---------------------------------------------------------------------------------------------
 
     def _go(self) -> None:
         if self._due and (self._task is None or self._task.done()):
@@ -70,7 +146,7 @@ class Teller:
             due = self._due.pop(address)
             offers = [waiting.packed() for waiting in due if waiting is not None]
             await notify.atell_group(
-                address, "waiting", address=address, origin=self._process.id, offers=offers, more=None in due
+                address, "waiting", address=address, origin=self._web, offers=offers, more=None in due
             )
 
     async def stop(self) -> None:
@@ -80,20 +156,9 @@ class Teller:
             self._task.cancel()
 
 
-def told(session: Session, event: dict[str, Any]) -> None:
-    """Take an event of `Teller`, maybe of another version: its members may be other than ours."""
-    if event.get("origin") == session.process.id:
-        return
-    address, offers = event["address"], event.get("offers", ())
-    for packed in offers:
-        session.arrived(address, Waiting.unpacked(packed))
-    if not offers or event.get("more"):
-        session.arrived(address, None)
-
-
-def _hand(session: Session, arrival: Arrival) -> None:
+def _hand(recipient: Recipient, arrival: Arrival) -> None:
     try:
-        session.arrived(arrival.address, arrival.waiting)
+        recipient.arrived(arrival.address, arrival.waiting)
     except Exception:  # whatever it is, it is this connection's alone: the others are told, and the sender is answered
-        logger.exception("connection of %s fails", session.client)
-        session.close(1011, "internal error")
+        logger.exception("connection of %s fails", recipient.client)
+        recipient.close(1011, "internal error")

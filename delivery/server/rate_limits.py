@@ -28,7 +28,7 @@ class OfferRates:
         return None
 
 
-class Connections:
+class ConnectionCounts:
     """How many connections each user has in this process."""
 
     def __init__(self) -> None:

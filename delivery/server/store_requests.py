@@ -1,13 +1,13 @@
 """Asking for runs to be stored: by a task that is at work already, or by one for each, or for a few where many wait.
 
-A task costs its worker, the broker and us the same for one run as for four.
+There for speed alone: a task costs its worker, the broker and us the same for one run as for four. Without it nothing is lost
+but that, and each run would be published as a task of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from delivery.buffer import leases
@@ -19,18 +19,8 @@ LINGER_SECONDS = 0.03  # that a run waits for others then: there is enough to do
 MOST_RUNS = 4
 
 
-@dataclass(slots=True)
-class Order:
-    """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
-
-    order: StoreRequest
-    checksums: Sequence[int]
-    attempt: int = 0
-    ask_at: float = 0.0
-
-
-class StoreTasks:
-    """The first requests of a web process. `publish` takes the orders of one task; `workers` returns how many live.
+class StoreRequests:
+    """The first requests of a web process. `publish` takes the requests of one task; `workers` returns how many live.
 
     `segment`: no task has more bytes than one run may have, lest others stand by while Storage is slow. Belongs to its
     event loop.
@@ -55,20 +45,20 @@ class StoreTasks:
         if runs:
             self._runs[upload] = runs
 
-    async def ask(self, order: StoreRequest, *, follows: bool) -> None:
+    async def ask(self, request: StoreRequest, *, follows: bool) -> None:
         """Have a run stored: by the task that stores the one before it, if it `follows` one and that task takes more.
 
         Raises `BufferUnavailable`. Cancelling leaves the publishing running to its end.
         """
-        if not follows or not await leases.ahand_over(order.payload, order.lease, handover.packed(order)):
-            await self._ask_for_task(order)
+        if not follows or not await leases.ahand_over(request.payload, request.lease, handover.packed(request)):
+            await self._ask_for_task(request)
 
-    async def _ask_for_task(self, order: StoreRequest) -> None:
-        if sum(waiting.length for waiting in self._waiting) + order.length > self._segment:
+    async def _ask_for_task(self, request: StoreRequest) -> None:
+        if sum(waiting.length for waiting in self._waiting) + request.length > self._segment:
             self._send()
         loop = asyncio.get_running_loop()
         asked = self._asked = self._asked or loop.create_future()
-        self._waiting.append(order)
+        self._waiting.append(request)
         if len(self._waiting) >= MOST_RUNS or not self._backlog:
             self._send()
         elif self._timer is None:
@@ -89,9 +79,9 @@ class StoreTasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _publish_all(self, orders: Sequence[StoreRequest], asked: asyncio.Future[None]) -> None:
+    async def _publish_all(self, requests: Sequence[StoreRequest], asked: asyncio.Future[None]) -> None:
         try:
-            await self._publish(orders)
+            await self._publish(requests)
         except Exception as error:  # noqa: BLE001 - each who waits gets it
             asked.set_exception(error)
             asked.exception()  # who asked may be gone

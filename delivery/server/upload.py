@@ -1,5 +1,8 @@
 """One upload on one connection: chunks go to the buffer, runs to workers, stored positions back to the receiver.
 
+Chunks are gathered first, so that 1 MiB and more goes in one round trip. When everything is stored, the payload's digest is
+asked for until it is there (PROTOCOL section 4).
+
 Asks again for whatever does not come: tasks and wake-ups may be lost, Redis may be emptied at any moment.
 """
 
@@ -9,21 +12,20 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from delivery import dispatch
 from delivery.buffer import chunks, leases
-from delivery.errors import BufferUnavailable, StaleLease, TransferAborted
-from delivery.models import WaitingFor
+from delivery.buffer.stream import Stream
+from delivery.errors import BufferUnavailable, IntegrityError, Refused, StaleLease, TransferAborted
+from delivery.models import PayloadState, WaitingFor
 from delivery.protocol.frames import Chunk, chunk_count
 from delivery.protocol.receiver import ChunkRange, Receiver
-from delivery.server.finishing import Finishing
-from delivery.server.gathering import Gathering
-from delivery.server.store_requests import Order
-from delivery.server.web_process import Process
-from delivery.transfers import outcomes, uploads
+from delivery.server.web_process import WebProcess
+from delivery.transfers import digests, outcomes, uploads
 from delivery.transfers.segments import StoreRequest
 from delivery.transfers.uploads import FinishedUpload, Opened
 
@@ -35,11 +37,14 @@ BUFFER_PATIENCE_SECONDS = 30.0
 STORAGE_RETRY_SECONDS = 1.0
 MOST_STORAGE_FAILURES = 5
 FINISH_SECONDS = 0.05  # that the last run waits for `finish`
+FLUSH_BYTES = 1024 * 1024  # are worth it; what came since the last round trip began goes along
+GATHER_SECONDS = 0.004  # that a chunk waits for more; on a slow line none comes within it
+SEAL_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What an intake tells its session: `changed`, look for acks; `rewind` to a chunk that was lost.
+    """What a receiver of one upload tells its connection: `changed`, look for acks; `rewind` to a chunk that was lost.
 
     `moved_by` is given the worker that moved it. `confirm` is asked before a payload is completed: it raises `TransferAborted` where its sender is logged out.
     """
@@ -50,10 +55,20 @@ class Reports:
     moved_by: Callable[[str], None] = lambda worker: None
 
 
-class Intake:
+@dataclass(slots=True)
+class PendingRequest:
+    """A run that is to be stored: asked for `attempt` times, to be asked for again at `ask_at` (monotonic seconds)."""
+
+    request: StoreRequest
+    checksums: Sequence[int]
+    attempt: int = 0
+    ask_at: float = 0.0
+
+
+class UploadReceiver:
     """Takes in one upload. Belongs to the event loop of its connection."""
 
-    def __init__(self, process: Process, receiver: Receiver, opened: Opened, reports: Reports) -> None:
+    def __init__(self, process: WebProcess, receiver: Receiver, opened: Opened, reports: Reports) -> None:
         self.receiver = receiver
         self.opened = opened
         self.lease = opened.lease
@@ -63,9 +78,11 @@ class Intake:
         self._process = process
         self._reports = reports
         self._checksums: deque[int] = deque()  # of chunks not yet handed out, from `receiver.handed` on
-        self._orders: deque[Order] = deque()
+        self._pending: deque[PendingRequest] = deque()
         self._woken = asyncio.Event()
-        self._gathering = Gathering(process.chunks, opened.payload, receiver, self._woken.set)  # no cycle: see `whole`
+        self._gatherer = ChunkGatherer(
+            process.chunks, opened.payload, receiver, self._woken.set
+        )  # no cycle: see `plain`
         self._lost = False
         self._rewinding = False
         self._superseded = False
@@ -74,21 +91,21 @@ class Intake:
         self._storage_failures = 0
         self._buffer_failed_at: float | None = None
         self._hurried = False
-        self._finishing = Finishing(process, receiver, opened)
+        self._completion = UploadCompletion(process, receiver, opened)
         self._confirmed = False
         self._asked = False  # for any run
 
-    # -- from the session --------------------------------------------------------------------------------------------
+    # -- from the connection -----------------------------------------------------------------------------------------
 
     @property
     def unflushed(self) -> int:
         """Bytes that are in this process's memory alone."""
-        return self._gathering.bytes
+        return self._gatherer.bytes
 
     def keep(self, chunk: Chunk) -> None:
         """Take a chunk that the receiver kept."""
         self._checksums.append(chunk.checksum)
-        self._gathering.add(chunk.data)
+        self._gatherer.add(chunk.data)
 
     def wake(self) -> None:
         """Look for what is due."""
@@ -117,25 +134,25 @@ class Intake:
                     return finished
                 await self._sleep()
         finally:
-            self._process.store_tasks.note(self, 0)
+            self._process.store_requests.note(self, 0)
             await self._process.subscriber.remove(self.opened.payload.hex, self._on_wake)
 
     async def detach(self) -> None:
         """Hand over what was taken in, so that it is not sent again: the connection is gone, or about to go."""
         await self.settle()
         try:
-            while self._gathering:
+            while self._gatherer:
                 await self._flush_some()
             # Nothing is kept of what the third nack gave up: the abort left the receiver's count as it was.
             while self._checksums and (run := self.receiver.rest(time.monotonic())) is not None:
-                self._add_order(run)
+                self._add_request(run)
             await self._ask(time.monotonic(), detached=True)
         except (BufferUnavailable, StaleLease) as error:
             logger.info("what was buffered of %s will be sent again: %s", self.opened.payload, error)
 
     async def settle(self) -> None:
         """Return once nothing is on its way into the buffer; to be asked when `task` has ended."""
-        await self._gathering.settle()
+        await self._gatherer.settle()
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
@@ -157,11 +174,11 @@ class Intake:
         return None
 
     async def _move(self) -> None:
-        if self._gathering.due(hurried=self._hurried):
+        if self._gatherer.due(hurried=self._hurried):
             await self._flush_some()
         now = time.monotonic()
         while (run := self.receiver.rest(now) if self._hurried else self.receiver.next_run(now)) is not None:
-            self._add_order(run)
+            self._add_request(run)
         await self._ask(now)
         if self.receiver.complete:
             await self._finish()
@@ -170,7 +187,7 @@ class Intake:
 
     async def _finish(self) -> None:
         await self._confirm()
-        finished = await self._finishing.step(self.lease)
+        finished = await self._completion.step(self.lease)
         if finished is not None:
             self._finished = finished
             self._woken.set()
@@ -192,16 +209,16 @@ class Intake:
     async def _flush_some(self) -> None:
         if self._process.credit.crowds(self.receiver):
             raise BufferUnavailable("uploads have more than their budget in Redis")
-        await self._gathering.flush(self.lease)
+        await self._gatherer.flush(self.lease)
 
     async def below(self, limit: int) -> None:
         """Wait until less than `limit` bytes are in this process's memory alone."""
-        await self._gathering.below(limit)
+        await self._gatherer.below(limit)
 
-    def _add_order(self, run: ChunkRange) -> None:
+    def _add_request(self, run: ChunkRange) -> None:
         receiver = self.receiver
         ends = receiver.size if receiver.size is not None and run.end == receiver.chunks else None
-        order = StoreRequest(
+        request = StoreRequest(
             transfer=self.opened.transfer,
             payload=self.opened.payload,
             lease=self.lease,
@@ -211,40 +228,42 @@ class Intake:
             length=receiver.offset(run.end) - receiver.offset(run.start),
             ends=ends,
         )
-        entry = Order(order, [self._checksums.popleft() for _ in range(run.start, run.end)])
+        entry = PendingRequest(request, [self._checksums.popleft() for _ in range(run.start, run.end)])
         if ends is not None:
             entry.ask_at = time.monotonic() + FINISH_SECONDS  # its task may complete the payload too
-        self._orders.append(entry)
+        self._pending.append(entry)
 
     async def _ask(self, now: float, *, detached: bool = False) -> None:
         """Publish a task for each run that is due: for the first time, or again."""
-        while self._orders and self._orders[0].order.chunks.end <= self.receiver.stored:
-            self._orders.popleft()
-        self._process.store_tasks.note(self, 0 if detached else len(self._orders))
+        while self._pending and self._pending[0].request.chunks.end <= self.receiver.stored:
+            self._pending.popleft()
+        self._process.store_requests.note(self, 0 if detached else len(self._pending))
         hurried = detached or self._hurried or self.receiver.finish is not None
-        for order in list(self._orders):
-            due = now >= order.ask_at or (hurried and order.attempt == 0)
-            if due and order.order.chunks.end <= self._gathering.flushed:
-                await self._ask_for(order, detached=detached)
+        for pending in list(self._pending):
+            due = now >= pending.ask_at or (hurried and pending.attempt == 0)
+            if due and pending.request.chunks.end <= self._gatherer.flushed:
+                await self._ask_for(pending, detached=detached)
 
-    async def _ask_for(self, order: Order, *, detached: bool) -> None:
-        payload, lease, run = self.opened.payload, order.order.lease, order.order.chunks
-        if order.attempt == 0:
-            await chunks.aput_checksums(self._process.chunks, payload, lease, run, order.checksums)
+    async def _ask_for(self, pending: PendingRequest, *, detached: bool) -> None:
+        payload, lease, run = self.opened.payload, pending.request.lease, pending.request.chunks
+        if pending.attempt == 0:
+            await chunks.aput_checksums(self._process.chunks, payload, lease, run, pending.checksums)
         else:
             await self._look()
             await chunks.akeep(payload, lease, run)
-        wanted = replace(order.order, again=order.attempt > 0)
+        wanted = replace(pending.request, again=pending.attempt > 0)
         if wanted.ends is not None and self.receiver.finish is not None and not detached:
             await self._confirm()
-            wanted = self._finishing.by_storing(wanted)
-        if order.attempt or detached:
-            await self._process.publish(dispatch.STORE, wanted.arguments(), marker=wanted.marker, attempt=order.attempt)
+            wanted = self._completion.by_storing(wanted)
+        if pending.attempt or detached:
+            await self._process.publish(
+                dispatch.STORE, wanted.arguments(), marker=wanted.marker, attempt=pending.attempt
+            )
         else:
-            await self._process.store_tasks.ask(wanted, follows=self._asked)
+            await self._process.store_requests.ask(wanted, follows=self._asked)
         self._asked = True
-        order.ask_at = time.monotonic() + leases.marker_seconds(order.attempt)
-        order.attempt += 1
+        pending.ask_at = time.monotonic() + leases.marker_seconds(pending.attempt)
+        pending.attempt += 1
 
     async def _look(self) -> None:
         """Ask the database what a lost wake-up would have told."""
@@ -253,7 +272,7 @@ class Intake:
         if state != "live" and not self.receiver.complete:
             *_, failure = await self._process.db(outcomes.outcome, self.opened.payload)
             self._ended = failure or "cancelled"
-        elif lease == self.lease and not await self._process.workers_alive():
+        elif lease == self.lease and not await self._process.workers.alive():
             await self._process.db(uploads.waiting, self.opened.transfer, self.lease, WaitingFor.WORKER)
 
     async def _rewind(self) -> None:
@@ -268,10 +287,10 @@ class Intake:
             self._rewinding = False
         seq = self._seq_of(position)
         self._checksums.clear()
-        self._orders.clear()
+        self._pending.clear()
         self.lease = lease
         self.receiver.on_stored(seq)
-        self._gathering.rewind(seq)
+        self._gatherer.rewind(seq)
         if seq < self.receiver.received:  # else it was stored meanwhile
             self._reports.rewind(self.receiver, seq)
 
@@ -283,7 +302,7 @@ class Intake:
     # -- time and wake-ups -------------------------------------------------------------------------------------------
 
     async def _sleep(self) -> None:
-        if self._woken.is_set() or (self._gathering.due(hurried=self._hurried) and self._buffer_failed_at is None):
+        if self._woken.is_set() or (self._gatherer.due(hurried=self._hurried) and self._buffer_failed_at is None):
             return
         now = time.monotonic()
         wait = max(0.0, self._wake_at(now) - now)
@@ -299,9 +318,9 @@ class Intake:
             times.append(now + BUFFER_RETRY_SECONDS)
         if (at := self.receiver.wake_at()) is not None:
             times.append(max(at, now + LOOK_SECONDS))
-        times += [order.ask_at for order in self._orders if order.order.chunks.end <= self._gathering.flushed]
+        times += [pending.ask_at for pending in self._pending if pending.request.chunks.end <= self._gatherer.flushed]
         if self.receiver.complete:
-            times.append(self._finishing.due_at)
+            times.append(self._completion.due_at)
         return min(times)
 
     def _on_wake(self, message: dict[str, Any]) -> None:
@@ -320,7 +339,7 @@ class Intake:
             self.receiver.on_stored(self.receiver.received)  # its `stored` may have been lost
             self._finished = FinishedUpload(self.opened.payload, message["size"], message["sha256"])
         elif event == "unsealed":
-            self._finishing.again()
+            self._completion.again()
         elif event == "ended":
             self._ended = str(message.get("code") or "cancelled")
         self._woken.set()
@@ -340,6 +359,162 @@ class Intake:
         self._storage_failures += 1
         if self._storage_failures > MOST_STORAGE_FAILURES:
             self._ended = "storage_unavailable"
-        for order in self._orders:
-            if order.order.chunks.start == start:
-                order.ask_at = time.monotonic() + STORAGE_RETRY_SECONDS * self._storage_failures
+        for pending in self._pending:
+            if pending.request.chunks.start == start:
+                pending.ask_at = time.monotonic() + STORAGE_RETRY_SECONDS * self._storage_failures
+
+
+class ChunkGatherer:
+    """The chunks that are in this process's memory alone. `flushed`: chunks below it are in the buffer. Belongs to one event loop.
+
+    `wake` is called when it is time to `flush`.
+    """
+
+    def __init__(self, line: Stream, payload: UUID, receiver: Receiver, wake: Callable[[], None]) -> None:
+        self.bytes = 0
+        self.flushed = receiver.stored
+        self._line = line
+        self._payload = payload
+        self._receiver = receiver
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[memoryview] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False  # what is pending is enough, or has waited long enough
+        self._drained = asyncio.Event()
+        self._putting: asyncio.Future[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    def due(self, *, hurried: bool) -> bool:
+        """Return whether to flush now. `hurried`: whatever is there."""
+        return bool(self._pending) and (self._due or hurried)
+
+    def add(self, data: memoryview) -> None:
+        """Take a chunk's data."""
+        self._pending.append(data)
+        self.bytes += len(data)
+        if self._timer is None or self._enough:
+            self._wait_for_more()
+
+    async def flush(self, lease: int) -> None:
+        """Put all that waits into the buffer. Raises `BufferUnavailable`; nothing is forgotten then."""
+        batch = list(self._pending)
+        size = self.bytes
+        work = chunks.aput(self._line, self._payload, lease, self._receiver.chunk_size, self.flushed, batch)
+        self._putting = asyncio.ensure_future(work)
+        self._putting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._putting)
+        for _ in batch:
+            self._pending.popleft()
+        self.bytes -= size
+        self.flushed += len(batch)
+        self._drained.set()
+        self._wait_for_more()
+
+    async def settle(self) -> None:
+        """Return once nothing is on its way into the buffer: cancelling who flushed leaves that running."""
+        if self._putting is not None:
+            await asyncio.wait([self._putting])
+
+    def rewind(self, seq: int) -> None:
+        """Forget what is pending: chunks come again from `seq` on."""
+        self._pending.clear()
+        self.bytes, self.flushed = 0, seq
+        self._drained.set()
+        self._wait_for_more()
+
+    async def below(self, limit: int) -> None:
+        """Wait until less than `limit` bytes are in this process's memory alone."""
+        while self.bytes >= limit and self._receiver.live:
+            self._drained.clear()
+            await self._drained.wait()
+
+    @property
+    def _enough(self) -> bool:
+        """Whether there is a batch, or nothing more will come: all is here, or the sender waits for credit."""
+        receiver = self._receiver
+        return self.bytes >= FLUSH_BYTES or receiver.received >= receiver.limit or receiver.received == receiver.chunks
+
+    def _wait_for_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = None, False
+        if self._pending and self._enough:
+            self._now()
+        elif self._pending:
+            self._timer = self._loop.call_later(GATHER_SECONDS, self._now)
+
+    def _now(self) -> None:
+        self._due = True
+        self._wake()
+
+
+class UploadCompletion:
+    """Has one payload sealed. Belongs to the event loop of its connection."""
+
+    def __init__(self, process: WebProcess, receiver: Receiver, opened: Opened) -> None:
+        self.due_at = 0.0  # monotonic seconds at which to `step` again
+        self._process = process
+        self._receiver = receiver
+        self._opened = opened
+        self._attempt = 0
+
+    def again(self) -> None:
+        """The task could not do it, or had to stop: ask for another soon."""
+        self.due_at = time.monotonic() + SEAL_RETRY_SECONDS
+
+    def by_storing(self, request: StoreRequest) -> StoreRequest:
+        """Have the task that stores the last run complete the payload with it, if it can.
+
+        It tells `sealed` before `stored`: who only hears that all is stored has it sealed at once.
+        """
+        promised = self._receiver.expected_digests()
+        return request if len(promised) > 1 else replace(request, completes=True, sha256=next(iter(promised), ""))
+
+    async def step(self, lease: int) -> FinishedUpload | None:
+        """Ask for the digest if that is due; return the outcome if it is there already.
+
+        Raises `TransferAborted` where the payload has ended, or a newer writer holds it.
+        """
+        if time.monotonic() < self.due_at:
+            return None
+        finished = await self._begin(lease) if self._attempt == 0 else await self._outcome()
+        if finished is not None:
+            return finished
+        arguments = {"payload": self._opened.payload.hex}
+        marker = dispatch.seal_marker(self._opened.payload)
+        await self._process.publish(dispatch.SEAL, arguments, marker=marker, attempt=self._attempt)
+        # Not doubling: sealing is long, and asking for one that runs costs no more than a look at its row.
+        self.due_at = time.monotonic() + leases.FIRST_SECONDS
+        self._attempt += 1
+        return None
+
+    async def _begin(self, lease: int) -> FinishedUpload | None:
+        promised = self._receiver.expected_digests()
+        if len(promised) > 1:  # the offer promised another one than `finish`
+            raise TransferAborted("digest", "finish contradicts the offer")
+        digest = next(iter(promised), None)
+        try:
+            await self._process.db(digests.begin, self._opened.transfer, lease, self._receiver.size or 0, digest)
+        except StaleLease:
+            finished = await self._outcome()
+            if finished is None:
+                raise TransferAborted("taken_over", final=False) from None
+            return finished
+        except Refused as refused:  # its size is learned only now
+            raise TransferAborted("too_large", refused.message) from refused
+        except IntegrityError as error:
+            logger.error("upload %s: %s", self._opened.payload, error)
+            raise TransferAborted("integrity", "stored bytes are missing", final=False) from error
+        return None
+
+    async def _outcome(self) -> FinishedUpload | None:
+        """Ask the database what a lost wake-up would have told."""
+        state, size, sha256, failure = await self._process.db(outcomes.outcome, self._opened.payload)
+        if state == PayloadState.COMPLETE:
+            return FinishedUpload(self._opened.payload, size, sha256)
+        if state not in (PayloadState.STORING, PayloadState.SEALING):
+            raise TransferAborted(failure or "cancelled")
+        return None

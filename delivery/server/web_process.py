@@ -1,4 +1,4 @@
-"""What all connections of one web process share: threads for the database, wake-ups, caches, batches.
+"""What all connections of one web process share: threads for the database, wake-ups, caches, batches; and its going away.
 
 Made at the first connection, on the event loop that serves it; its tasks live as long as that loop.
 """
@@ -11,33 +11,32 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError
 
 from delivery import auth, conf, dispatch
 from delivery.auth import Login
-from delivery.buffer import leases, pool, registry
+from delivery.buffer import leases, pool
 from delivery.buffer.pubsub import Subscriber
 from delivery.buffer.stream import Stream
 from delivery.errors import BufferUnavailable
 from delivery.protocol.messages import UploadOffer
 from delivery.server import flow_control
-from delivery.server.batching import Batcher
-from delivery.server.block_cache import BlockCache
-from delivery.server.channel import Hearing
-from delivery.server.draining_workers import DrainingWorkers
+from delivery.server.batching import Batcher, Questions
+from delivery.server.block_cache import BlockCache, ReaderTable
+from delivery.server.channel import ControlChannel
+from delivery.server.database_threads import DatabaseThreads, with_connections
 from delivery.server.flow_control import CreditLedger
-from delivery.server.lookout import LOOK_SECONDS, Lookout
 from delivery.server.neighbours import Neighbours
 from delivery.server.policy_threads import PolicyThreads
-from delivery.server.presence import Teller
-from delivery.server.questions import Questions
-from delivery.server.rate_limits import Connections, OfferRates
-from delivery.server.readers import ReaderTable
-from delivery.server.store_requests import StoreTasks
-from delivery.transfers import admission, deliveries, holders, small, sql, timeline
+from delivery.server.ports import Closable
+from delivery.server.presence import LOOK_SECONDS, Presence
+from delivery.server.rate_limits import ConnectionCounts, OfferRates
+from delivery.server.store_requests import StoreRequests
+from delivery.server.workers import Workers
+from delivery.transfers import admission, deliveries, holders, small, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import AcceptedDelivery, Received
 from delivery.transfers.holders import Detached
@@ -47,7 +46,6 @@ from delivery.transfers.uploads import FinishedUpload
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 FINISHED_SECONDS = 0.02  # an upload's sender waits for its commit, who has received something for nothing
@@ -56,21 +54,10 @@ POSITIONS_SECONDS = 5.0
 LOGINS_SECONDS = 5.0
 MEMORY_SECONDS = 2.0
 FULL = 0.9  # of Redis's maxmemory: from there on new offers wait
-WORKERS_SECONDS = 2.0
-COMPLAIN_SECONDS = 60.0
+DRAIN_LOOK_SECONDS = 0.02
 
 
-class Leaver(Protocol):
-    """A connection that can be told to go away. `login`: who is at its other end, None where the site looks after that."""
-
-    login: Login | None
-
-    async def leave(self, reason: str) -> None: ...
-
-    def revoke(self, reason: str) -> None: ...
-
-
-class Process:
+class WebProcess:
     """The shared parts. All methods belong to its event loop."""
 
     def __init__(self) -> None:
@@ -78,12 +65,13 @@ class Process:
         self.id = secrets.token_hex(8)
         self.subscriber = Subscriber()
         self.chunks, self.blocks = Stream(), Stream()  # neither waits for the other
-        self.cache = BlockCache(self, options.cache_size)
+        self.threads = DatabaseThreads(options.database_threads)
+        self.db, self.change, self._write = self.threads.db, self.threads.change, self.threads.write
+        self.cache = BlockCache(self, self.blocks, options.cache_size, self._staged)
         self.readers = ReaderTable(self.cache.note_dropped)
-        self.lookout = Lookout(self)
+        self.presence = Presence(self, self.id)
+        self.presence.neighbours = self._neighbours = Neighbours(self.id, self.subscriber, self.presence.tell_late)
         self.offers = OfferRates()
-        self.teller = Teller(self)
-        self.neighbours = Neighbours(self.id, self.subscriber, self.teller.tell_late)
         self.small: Batcher[SmallOffer, FinishedUpload | None] = Batcher(self._take_small, "small uploads")
         self.accepted: Batcher[AcceptedDelivery, str] = Batcher(
             lambda batch: self._write(deliveries.accept, batch), "accepted deliveries"
@@ -95,22 +83,17 @@ class Process:
             lambda batch: self._write(holders.detach_all, batch), "detached transfers"
         )
         self.questions = Questions(self)
-        self.policy = PolicyThreads(_with_connections)
-        count, segment = self._count_workers, options.segment_size
-        self.store_tasks = StoreTasks(self._publish_stores, count, segment=segment)
-        self.hearing = Hearing()
+        self.policy = PolicyThreads(with_connections)
+        self.workers = Workers()
+        count, segment = self.workers.count, options.segment_size
+        self.store_requests = StoreRequests(self._publish_stores, count, segment=segment)
+        self.control = ControlChannel()
         self.credit = CreditLedger(options.buffer_budget, options.window, segment, count)
         self.buffer_full = False
-        self.connections = Connections()
-        self.sessions: set[Leaver] = set()  # what is to be closed before the process ends
+        self.counts = ConnectionCounts()
+        self.sockets: set[Closable] = set()  # what is to be closed before the process ends
         self.draining = False
-        self.draining_workers = DrainingWorkers()
         self._positions: dict[tuple[UUID, str], int] = {}
-        self._workers: frozenset[str] = frozenset()
-        self._workers_at = -WORKERS_SECONDS
-        self._complained_at = -COMPLAIN_SECONDS
-        self._threads = ThreadPoolExecutor(options.database_threads, thread_name_prefix="delivery-db")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="delivery-write")
         self._publishers = ThreadPoolExecutor(2, thread_name_prefix="delivery-publish")
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -119,14 +102,14 @@ class Process:
         self.subscriber.start()
         self._tasks = [
             asyncio.create_task(self.readers.run(), name="delivery drop"),
-            asyncio.create_task(self.neighbours.run(), name="delivery neighbours"),
+            asyncio.create_task(self._neighbours.run(), name="delivery neighbours"),
             asyncio.create_task(self._every(EVENTS_SECONDS, self._write_events), name="delivery events"),
             asyncio.create_task(self._every(POSITIONS_SECONDS, self.write_positions), name="delivery positions"),
             asyncio.create_task(self._look_after_memory(), name="delivery memory"),
             asyncio.create_task(self._every(flow_control.LOOK_SECONDS, self._look_at_credit), name="delivery credit"),
             asyncio.create_task(self._every(LOGINS_SECONDS, self.check_logins), name="delivery logins"),
-            asyncio.create_task(self._every(LOGINS_SECONDS, self.check_groups), name="delivery members"),
-            asyncio.create_task(self._every(LOOK_SECONDS, self.lookout.look), name="delivery lookout"),
+            asyncio.create_task(self._every(LOGINS_SECONDS, self.presence.check_groups), name="delivery members"),
+            asyncio.create_task(self._every(LOOK_SECONDS, self.presence.look), name="delivery presence"),
         ]
 
     async def stop(self) -> None:
@@ -137,7 +120,7 @@ class Process:
         await asyncio.gather(*self._unfinished, return_exceptions=True)
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
             *(self.small.stop, self.accepted.stop, self.received.stop, self.detached.stop, self.questions.stop),
-            *(self.teller.stop, self.hearing.stop, self.neighbours.leave, self.write_positions, self._write_events),
+            *(self.presence.stop, self.control.stop, self._neighbours.leave, self.write_positions, self._write_events),
             *(self.subscriber.stop, self.chunks.close, self.blocks.close, pool.aclose),
         )
         for step in steps:
@@ -146,31 +129,23 @@ class Process:
             except Exception:
                 logger.exception("%s fails; the process ends all the same", step.__qualname__)
         self.policy.stop()
-        for threads in (self._threads, self._writer, self._publishers):
-            threads.shutdown(wait=False)
+        self.threads.stop()
+        self._publishers.shutdown(wait=False)
 
-    async def db(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `function`, which talks to the database, in one of our threads.
+    async def leave_all(self) -> None:
+        """Close every socket of the process with 1001, take no new one, and return once they are gone.
 
-        Not asgiref's thread: there, one consumer's slow query holds up all the others (channels#2132). Cancelling the
-        caller leaves the function running to its end.
+        The caller bounds it: a peer that does not read is given up after 2 s.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: _with_connections(function, *args, **kwargs))
+        self.draining = True
+        sockets = list(self.sockets)
+        logger.info("going away: %d connections", len(sockets))
+        await asyncio.gather(*(socket.leave("server_draining") for socket in sockets), return_exceptions=True)
+        while self.sockets:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        await self.stop()
 
-    async def _write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what `db` does for batches that write, one after the other and always in the same thread.
-
-        SQLite would let a second one wait in naps, PostgreSQL gains little from two. And SQLite's connections each
-        have pages of their own in memory, which are worth nothing once another connection has written.
-        """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, lambda: _with_connections(function, *args, **kwargs))
-
-    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what `db` does for a transaction of one connection that writes: with the batches, where one may write at a time."""
-        run = self.db if sql.many_writers() else self._write
-        return await run(function, *args, **kwargs)
+    # -- work for connections ----------------------------------------------------------------------------------------
 
     async def admit(self, user: Any, offer: UploadOffer) -> Admission | None:
         """Return what `admission.ask` does, in a thread that never writes. Raises `Refused`."""
@@ -189,7 +164,7 @@ class Process:
 
     async def _take_small(self, batch: Sequence[SmallOffer]) -> list[FinishedUpload | None]:
         taken = await self._write(small.take, batch)
-        self.teller.tell(taken.arrivals)
+        self.presence.tell(taken.arrivals)
         return taken.outcomes
 
     async def publish(self, task: str, arguments: dict[str, Any], *, marker: str, attempt: int = 0) -> bool:
@@ -218,40 +193,10 @@ class Process:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._publishers, dispatch.publish, dispatch.STORE, arguments)
 
-    async def workers_alive(self) -> frozenset[str]:
-        """Return the ids of live workers, at most 2 s old; nobody where Redis does not answer."""
-        if time.monotonic() - self._workers_at >= WORKERS_SECONDS:
-            try:
-                self._workers = await registry.aalive_workers()
-            except BufferUnavailable as error:
-                logger.warning("%s", error)
-                self._workers = frozenset()
-            self._workers_at = time.monotonic() if self._workers else -WORKERS_SECONDS
-            if not self._workers:
-                self._complain()
-        return self._workers
-
-    def _count_workers(self) -> int:
-        """Return how many workers lived when last asked."""
-        return len(self._workers)
-
-    def _complain(self) -> None:
-        """Say in the log, once a minute at most, that there is no worker."""
-        now = time.monotonic()
-        if now - self._complained_at >= COMPLAIN_SECONDS:
-            self._complained_at = now
-            queue = dispatch.queue_of(dispatch.STORE)
-            logger.warning("no live worker takes the tasks of the queue %r: start manage.py delivery_worker", queue)
-
-    def forget_workers(self) -> None:
-        """Look again for live workers at the next question: one came or went."""
-        self._workers_at = -WORKERS_SECONDS
-
-    def staged(self, payload: UUID, worker: str) -> None:
+    def _staged(self, payload: UUID, worker: str) -> None:
         """Tell the recipients of a payload which worker has just staged a range of it, where that one drains."""
-        if self.draining_workers.since(worker) is not None:
-            for session in self.lookout.sessions():
-                session.staged(payload, worker)
+        if self.workers.draining_since(worker) is not None:
+            self.presence.staged(payload, worker)
 
     def note_position(self, transfer: UUID, client: str, position: int) -> None:
         """Note how far a client is, in bytes; written with all others within 5 s."""
@@ -287,25 +232,18 @@ class Process:
 
     async def check_logins(self) -> None:
         """Close every connection whose login no longer holds."""
-        held = [(session, session.login) for session in self.sessions if session.login is not None]
+        held = [(socket, socket.login) for socket in self.sockets if socket.login is not None]
         if held:
             valid = await self.db(auth.still_valid, [one for _, one in held])
-            for (session, one), holds in zip(held, valid, strict=True):
+            for (socket, one), holds in zip(held, valid, strict=True):
                 if not holds:
-                    await self._revoke(session, one)
+                    await self._revoke(socket, one)
 
-    async def _revoke(self, session: Leaver, ended: Login) -> None:
+    async def _revoke(self, socket: Closable, ended: Login) -> None:
         try:
-            session.revoke(await self.db(auth.end_of, ended))
+            socket.revoke(await self.db(auth.end_of, ended))
         except Exception:  # whatever it is: the others are to be closed all the same
             logger.exception("a connection whose login does not hold is not closed")
-
-    async def check_groups(self) -> None:
-        """End every delivery through a group that its user has left."""
-        checks = (session.check_groups() for session in self.lookout.sessions() if session.outflows)
-        for outcome in await asyncio.gather(*checks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
 
     async def _write_events(self) -> None:
         await self._write(timeline.write)
@@ -321,31 +259,25 @@ class Process:
                 logger.exception("%s fails; it is tried again", action.__name__)
 
 
-def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a function and keep its thread's connections for the next, unless one broke."""
-    for connection in connections.all(initialized_only=True):
-        # As at a request's start: with CONN_HEALTH_CHECKS, one that broke while nobody used it is replaced unnoticed.
-        connection.health_check_done = False  # type: ignore[attr-defined] # which the stubs leave out
-    try:
-        return function(*args, **kwargs)
-    finally:
-        for connection in connections.all(initialized_only=True):
-            if connection.connection is not None and (connection.errors_occurred or not connection.get_autocommit()):
-                connection.close()
+_processes: dict[asyncio.AbstractEventLoop, WebProcess] = {}
 
 
-_processes: dict[asyncio.AbstractEventLoop, Process] = {}
-
-
-def current() -> Process:
+def current() -> WebProcess:
     """Return the running event loop's process object, made at the first call."""
     loop = asyncio.get_running_loop()
     if loop not in _processes:
-        _processes[loop] = Process()
+        _processes[loop] = WebProcess()
         _processes[loop].start()
     return _processes[loop]
 
 
-def existing() -> Process | None:
+def existing() -> WebProcess | None:
     """Return the running event loop's process object, None where no connection ever came."""
     return _processes.get(asyncio.get_running_loop())
+
+
+async def drain_process() -> None:
+    """Do what `WebProcess.leave_all` does for the running event loop's process, if any connection ever came."""
+    found = existing()
+    if found is not None:
+        await found.leave_all()

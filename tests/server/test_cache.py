@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -43,7 +42,7 @@ def blocks(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> BlockCache:
         return False
 
     monkeypatch.setattr(block_cache.blocks, "astaged", nothing_staged)
-    return BlockCache(cast(Any, SimpleNamespace(publish=publisher.publish, blocks=None)), limit=RANGE_SIZE)
+    return BlockCache(cast(Any, publisher), cast(Any, None), RANGE_SIZE, lambda *_: None)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from django.db import connection, connections
 
-from delivery.server.web_process import Process
+from delivery.server.database_threads import DatabaseThreads
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -30,13 +30,12 @@ def end(pid: int) -> None:
 
 def test_a_connection_that_broke_while_nobody_used_it_is_replaced() -> None:
     async def use() -> tuple[int, int, int]:
-        process = Process()
-        process._threads._max_workers = 1  # the same thread each time
-        kept, again = await process.db(backend), await process.db(backend)
+        threads = DatabaseThreads(1)  # the same thread each time
+        kept, again = await threads.db(backend), await threads.db(backend)
         await asyncio.to_thread(_elsewhere, kept)
-        new = await process.db(backend)
-        await process.db(connections.close_all)
-        process._threads.shutdown()
+        new = await threads.db(backend)
+        await threads.db(connections.close_all)
+        threads.stop()
         return kept, again, new
 
     kept, again, new = asyncio.run(use())

@@ -474,7 +474,7 @@ def test_any_number_of_uploads_ends_within_the_budget(count, segment):
     uploads = [world.open(8, user=number % 7) for number in range(count)]
     run(world, uploads, random.Random(count), slack=0)
     assert world.ledger.window() == WINDOW
-    assert world.ledger._total == world.ledger._of_new == 0
+    assert world.ledger._total == world.ledger._short._outstanding == 0
     assert not world.ledger._of_user
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from delivery.buffer import leases
 from delivery.models import Payload, PayloadState
-from delivery.server import finishing
+from delivery.server import upload
 from delivery.transfers import digests
 
 PROMISED_SECONDS = 10.0
@@ -30,7 +30,7 @@ class Asking:
         self._now = now
 
     async def db(self, function: Any, *arguments: Any) -> Any:
-        return (PayloadState.SEALING, 0, "", "") if function is finishing.outcomes.outcome else None
+        return (PayloadState.SEALING, 0, "", "") if function is upload.outcomes.outcome else None
 
     async def publish(self, *arguments: Any, **named: Any) -> None:
         self.asked_at.append(self._now())
@@ -38,10 +38,10 @@ class Asking:
 
 async def _longest_wait(monkeypatch: pytest.MonkeyPatch) -> float:
     clock = [0.0]
-    monkeypatch.setattr(finishing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(upload.time, "monotonic", lambda: clock[0])
     process = Asking(lambda: clock[0])
     receiver: Any = SimpleNamespace(expected_digests=set, size=len(DATA))
-    waiting = finishing.Finishing(process, receiver, SimpleNamespace(payload=uuid4(), transfer=uuid4()))  # type: ignore[arg-type]
+    waiting = upload.UploadCompletion(process, receiver, SimpleNamespace(payload=uuid4(), transfer=uuid4()))  # type: ignore[arg-type]
     while clock[0] < 60:
         await waiting.step(1)
         clock[0] += 0.1

@@ -20,10 +20,10 @@ from delivery.errors import TransferAborted
 from delivery.protocol.frames import Chunk, checksum
 from delivery.protocol.messages import UploadOffer
 from delivery.protocol.receiver import Receiver
-from delivery.server import web_process, whole
-from delivery.server.connection import Session
-from delivery.server.parts import Part
-from delivery.server.upload import Intake, Reports
+from delivery.server import plain, web_process
+from delivery.server.connection import ServerConnection
+from delivery.server.ports import ConnectionPart
+from delivery.server.upload import Reports, UploadReceiver
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +36,17 @@ def uncollected() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = SimpleNamespace(sessions=set(), lookout=SimpleNamespace(leave=lambda _session: None))
+    found = SimpleNamespace(sockets=set(), presence=SimpleNamespace(leave=lambda _connection: None))
     monkeypatch.setattr(web_process, "current", lambda: found)
 
 
 class Socket:
-    """A consumer, as far as a session sees it."""
+    """A consumer, as far as a connection sees it."""
 
     channel_name = "channel"
 
     def __init__(self) -> None:
-        self.session: Session | None = None
+        self.connection: ServerConnection | None = None
         self.sent: list[Any] = []
 
     async def send_text(self, text: str) -> None:
@@ -62,45 +62,45 @@ class Socket:
         self.sent.append(code)
 
 
-async def test_a_session_is_freed_when_it_ends() -> None:
+async def test_a_connection_is_freed_when_it_ends() -> None:
     socket = Socket()
-    socket.session = session = Session(socket, Refusal.MISSING)  # type: ignore[arg-type]
-    session.start()
-    session.spawn(session.offering.run(), "offering")
+    socket.connection = connection = ServerConnection(socket, Refusal.MISSING)  # type: ignore[arg-type]
+    connection.start()
+    connection.spawn(connection.downloads.run(), "offering")
     await asyncio.sleep(0)
-    session.close(1001, "going away")
+    connection.close(1001, "going away")
     await asyncio.sleep(0.01)
     assert socket.sent == [1001]
-    await session.end(1001)
-    left = weakref.ref(session)
-    del session
-    socket.session = None
+    await connection.end(1001)
+    left = weakref.ref(connection)
+    del connection
+    socket.connection = None
     assert left() is None
 
 
-async def test_what_is_asked_of_the_database_outlives_its_session() -> None:
+async def test_what_is_asked_of_the_database_outlives_its_connection() -> None:
     async def db(function: Any) -> Any:
         return function()
 
     web_process.current().db = db  # type: ignore[method-assign, assignment]
-    session = Session(Socket(), Refusal.MISSING)  # type: ignore[arg-type]
-    asking = session.db(lambda: 42)
-    left = weakref.ref(session)
-    del session
+    connection = ServerConnection(Socket(), Refusal.MISSING)  # type: ignore[arg-type]
+    asking = connection.db(lambda: 42)
+    left = weakref.ref(connection)
+    del connection
     assert left() is None
     assert await asking == 42
 
 
-def test_a_part_says_that_its_session_is_gone() -> None:
+def test_a_part_says_that_its_connection_is_gone() -> None:
     class Owner:
         pass
 
     owner = Owner()
-    part = Part(owner)  # type: ignore[arg-type]
-    assert part._session is owner
+    part = ConnectionPart(owner)  # type: ignore[arg-type]
+    assert part._connection is owner
     del owner
     with pytest.raises(RuntimeError, match="gone"):
-        _ = part._session
+        _ = part._connection
 
 
 class Message(bytearray):
@@ -139,11 +139,11 @@ async def test_a_whole_message_is_freed_when_it_is_stored_or_refused(
     monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     monkeypatch.setattr(Taking, "fails", fails)
-    monkeypatch.setattr(whole, "Intake", Taking)
+    monkeypatch.setattr(plain, "UploadReceiver", Taking)
     data = Message(2_000_000)
     left = weakref.ref(data)
     opened: Any = SimpleNamespace(inline=False, max_size=len(data))
-    sending = whole._Sending(None, upload(len(data)), opened, data)  # type: ignore[arg-type]
+    sending = plain._WholeSender(None, upload(len(data)), opened, data)  # type: ignore[arg-type]
     try:
         assert await sending.run() == "finished"  # type: ignore[comparison-overlap]
     except TransferAborted:
@@ -153,12 +153,12 @@ async def test_a_whole_message_is_freed_when_it_is_stored_or_refused(
     assert left() is None
 
 
-async def test_what_an_intake_took_in_is_freed_with_it() -> None:
+async def test_what_an_upload_took_in_is_freed_with_it() -> None:
     receiver = Receiver(upload(4096))
     reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=asyncio.Event().wait)  # type: ignore[arg-type]
     opened: Any = SimpleNamespace(payload=uuid4(), lease=1, transfer=uuid4())
-    intake = Intake(SimpleNamespace(chunks=None), receiver, opened, reports)  # type: ignore[arg-type]
-    left = weakref.ref(intake)
-    intake.keep(Chunk(1, 0, checksum(b"x"), memoryview(b"x")))
-    del intake
+    receiving = UploadReceiver(SimpleNamespace(chunks=None), receiver, opened, reports)  # type: ignore[arg-type]
+    left = weakref.ref(receiving)
+    receiving.keep(Chunk(1, 0, checksum(b"x"), memoryview(b"x")))
+    del receiving
     assert left() is None

@@ -11,7 +11,7 @@ from channels.layers import InMemoryChannelLayer
 
 from delivery import notify
 from delivery.server import channel as module
-from delivery.server.channel import Hearing
+from delivery.server.channel import ControlChannel
 
 SECONDS = 5.0
 
@@ -73,14 +73,14 @@ def layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
 
 
 @pytest.fixture
-async def hearing(layer: Layer) -> AsyncIterator[Hearing]:
-    found = Hearing()
+async def hearing(layer: Layer) -> AsyncIterator[ControlChannel]:
+    found = ControlChannel()
     yield found
     layer.away = False
     await found.stop()
 
 
-async def listen(hearing: Hearing, *addresses: str, **options: bool) -> Ear:
+async def listen(hearing: ControlChannel, *addresses: str, **options: bool) -> Ear:
     ear = Ear(**options)
     ear.name = await hearing.open(ear.hear)
     for address in addresses:
@@ -94,7 +94,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_who_is_told_hears_and_nobody_else(hearing: Hearing) -> None:
+async def test_who_is_told_hears_and_nobody_else(hearing: ControlChannel) -> None:
     alice, bob, both = [await listen(hearing, *names) for names in (["alice"], ["bob"], ["alice", "bob"])]
     await notify.atell_group("alice", "first")
     await notify.atell_channel(bob.name, "second")
@@ -103,14 +103,14 @@ async def test_who_is_told_hears_and_nobody_else(hearing: Hearing) -> None:
     assert (alice.heard, bob.heard, both.heard) == (["first"], ["second", "third"], ["first", "third"])
 
 
-async def test_a_thousand_need_one_channel_and_one_group(hearing: Hearing, layer: Layer) -> None:
+async def test_a_thousand_need_one_channel_and_one_group(hearing: ControlChannel, layer: Layer) -> None:
     ears = await asyncio.gather(*(listen(hearing, "workers") for _ in range(1000)))
     assert layer.asked == ["new", f"add {notify.group_of('workers')}"]
     await notify.atell_group("workers", "draining")
     await until(lambda: all(ear.heard for ear in ears))
 
 
-async def test_a_group_is_left_by_the_last_of_it(hearing: Hearing, layer: Layer) -> None:
+async def test_a_group_is_left_by_the_last_of_it(hearing: ControlChannel, layer: Layer) -> None:
     first, second = await listen(hearing, "ops"), await listen(hearing, "ops")
     hearing.close(first.name)
     await notify.atell_group("ops", "event")
@@ -121,7 +121,7 @@ async def test_a_group_is_left_by_the_last_of_it(hearing: Hearing, layer: Layer)
     await until(lambda: not layer.groups)
 
 
-async def test_joining_while_the_last_one_leaves(hearing: Hearing, layer: Layer) -> None:
+async def test_joining_while_the_last_one_leaves(hearing: ControlChannel, layer: Layer) -> None:
     layer.slow = True
     first = await listen(hearing, "ops")
     hearing.close(first.name)
@@ -131,7 +131,7 @@ async def test_joining_while_the_last_one_leaves(hearing: Hearing, layer: Layer)
     await until(lambda: second.heard == ["event"])
 
 
-async def test_leaving_and_joining_in_the_same_moment(hearing: Hearing) -> None:
+async def test_leaving_and_joining_in_the_same_moment(hearing: ControlChannel) -> None:
     first = await listen(hearing, "ops")
     hearing.close(first.name)
     second = await listen(hearing, "ops")
@@ -140,7 +140,7 @@ async def test_leaving_and_joining_in_the_same_moment(hearing: Hearing) -> None:
     await until(lambda: second.heard == ["event"])
 
 
-async def test_a_layer_that_is_away_fails_who_comes_and_no_one_later(hearing: Hearing, layer: Layer) -> None:
+async def test_a_layer_that_is_away_fails_who_comes_and_no_one_later(hearing: ControlChannel, layer: Layer) -> None:
     layer.away = True
     with pytest.raises(ConnectionError):
         await hearing.open(Ear().hear)
@@ -156,7 +156,7 @@ async def test_a_layer_that_is_away_fails_who_comes_and_no_one_later(hearing: He
 
 
 async def test_it_hears_again_when_the_layer_is_back(
-    hearing: Hearing, layer: Layer, monkeypatch: pytest.MonkeyPatch
+    hearing: ControlChannel, layer: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
     ear = await listen(hearing, "ops")
@@ -168,7 +168,7 @@ async def test_it_hears_again_when_the_layer_is_back(
     await until(lambda: ear.heard == ["event", "later"])
 
 
-async def test_one_that_fails_keeps_nobody_from_hearing(hearing: Hearing) -> None:
+async def test_one_that_fails_keeps_nobody_from_hearing(hearing: ControlChannel) -> None:
     await listen(hearing, "ops", fails=True)
     ear = await listen(hearing, "ops")
     for event in ("first", "second"):
@@ -176,7 +176,7 @@ async def test_one_that_fails_keeps_nobody_from_hearing(hearing: Hearing) -> Non
     await until(lambda: ear.heard == ["first", "second"])
 
 
-async def test_an_event_of_the_version_before_reaches_everybody(hearing: Hearing, layer: Layer) -> None:
+async def test_an_event_of_the_version_before_reaches_everybody(hearing: ControlChannel, layer: Layer) -> None:
     first, second = await listen(hearing, "workers"), await listen(hearing, "workers")
     await layer.group_send(notify.group_of("workers"), {"type": "delivery.worker_ready", "worker": "w"})
     await until(lambda: bool(first.heard and second.heard))
@@ -189,7 +189,7 @@ async def test_a_channel_of_the_version_before_is_told_as_it_is(layer: Layer) ->
 
 
 async def test_a_group_is_joined_again_after_a_while(
-    hearing: Hearing, layer: Layer, monkeypatch: pytest.MonkeyPatch
+    hearing: ControlChannel, layer: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await listen(hearing, "ops")
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.0)
@@ -199,7 +199,7 @@ async def test_a_group_is_joined_again_after_a_while(
 
 @pytest.mark.parametrize("slow", [False, True])
 async def test_stopping_leaves_every_group(layer: Layer, *, slow: bool) -> None:
-    hearing = Hearing()
+    hearing = ControlChannel()
     for number in range(100):
         await listen(hearing, f"user:{number}")
     layer.slow = slow
@@ -212,7 +212,7 @@ async def test_stopping_waits_for_no_layer_that_does_not_answer(layer: Layer, mo
         await asyncio.sleep(60)
 
     monkeypatch.setattr(module, "STOP_SECONDS", 0.05)
-    hearing = Hearing()
+    hearing = ControlChannel()
     await listen(hearing, "ops")
     monkeypatch.setattr(layer, "group_discard", never)
     async with asyncio.timeout(SECONDS):

@@ -17,8 +17,8 @@ from delivery.protocol.frames import Chunk, checksum
 from delivery.protocol.messages import Finish, UploadOffer
 from delivery.protocol.receiver import Receiver, Terms
 from delivery.server import upload as module
-from delivery.server.store_requests import StoreTasks
-from delivery.server.upload import Intake, Reports
+from delivery.server.store_requests import StoreRequests
+from delivery.server.upload import Reports, UploadReceiver
 from delivery.transfers.segments import StoreRequest
 
 CHUNK = 4096
@@ -45,10 +45,10 @@ class Site:
             chunks=self.chunks,
             publish=self._publish,
             credit=SimpleNamespace(crowds=lambda _: False),
-            store_tasks=StoreTasks(self._publish_stores, lambda: 1, segment=1),
+            store_requests=StoreRequests(self._publish_stores, lambda: 1, segment=1),
         )
         reports = Reports(changed=lambda: None, rewind=lambda *_: None, confirm=self._confirm)
-        self.intake = Intake(cast(Any, process), self.receiver, cast(Any, opened), reports)
+        self.intake = UploadReceiver(cast(Any, process), self.receiver, cast(Any, opened), reports)
 
     async def _publish(self, _task: str, arguments: dict[str, Any], **_: Any) -> bool:
         self.asked.append(arguments)

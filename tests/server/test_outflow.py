@@ -17,7 +17,7 @@ from delivery.protocol.frames import checksum
 from delivery.protocol.messages import Accept, Ack, DeliveryOffer
 from delivery.protocol.sender import Sender
 from delivery.server.block_cache import Group
-from delivery.server.download import Outflow
+from delivery.server.download import DownloadSender
 
 GROUPS = 8
 SIZE = GROUPS * GROUP_SIZE - 1000
@@ -57,7 +57,7 @@ def cache() -> Cache:
     return Cache()
 
 
-Opened = Callable[[int], Outflow]
+Opened = Callable[[int], DownloadSender]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def opened(cache: Cache) -> AsyncIterator[Opened]:
     readers = SimpleNamespace(move=lambda *_: None, leave=lambda *_: None)
     async with contextlib.AsyncExitStack() as stack:
 
-        def open_one(credit: int) -> Outflow:
+        def open_one(credit: int) -> DownloadSender:
             offer = DeliveryOffer(
                 transfer=str(uuid4()),
                 handle=1,
@@ -81,7 +81,7 @@ async def opened(cache: Cache) -> AsyncIterator[Opened]:
             sender.on_accept(Accept(transfer=offer.transfer, handle=1, seq=0, chunk_size=BLOCK_SIZE, limit=limit), 0.0)
             process = SimpleNamespace(cache=cache, readers=readers)
             waiting = SimpleNamespace(payload=uuid4(), size=SIZE, inline=None)
-            outflow = Outflow(cast(Any, process), sender, cast(Any, waiting), lambda: None)
+            outflow = DownloadSender(cast(Any, process), sender, cast(Any, waiting), lambda: None)
             outflow.task = asyncio.ensure_future(outflow.run())
             stack.callback(outflow.task.cancel)
             outflow.grant()
@@ -95,7 +95,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def send_group(outflow: Outflow) -> bytes:
+def send_group(outflow: DownloadSender) -> bytes:
     """Take the frames of one group; return the first byte of each."""
     firsts = bytearray()
     for _ in range(GROUP_CHUNKS):

@@ -16,7 +16,7 @@ from delivery.buffer import pool
 from delivery.errors import BufferUnavailable
 from delivery.models import ClientPosition, ClientState, Direction, Payload, PayloadState, Transfer, TransferState
 from delivery.policy import DefaultPolicy, Quota
-from delivery.server.questions import LANES, Questions
+from delivery.server.batching import LANES, Questions
 from delivery.transfers import deliveries
 
 

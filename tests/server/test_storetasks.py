@@ -13,7 +13,7 @@ from delivery.buffer import leases
 from delivery.errors import BufferUnavailable
 from delivery.protocol.storing import ChunkRange
 from delivery.server import store_requests
-from delivery.server.store_requests import MOST_RUNS, StoreTasks
+from delivery.server.store_requests import MOST_RUNS, StoreRequests
 from delivery.transfers.segments import StoreRequest
 
 MIB = 1024 * 1024
@@ -26,7 +26,7 @@ class Tasks:
     def __init__(self) -> None:
         self.published: list[list[int]] = []
         self.broken = False
-        self.store_tasks = StoreTasks(self._publish, lambda: 1, segment=SEGMENT)
+        self.store_requests = StoreRequests(self._publish, lambda: 1, segment=SEGMENT)
 
     async def _publish(self, orders: Sequence[StoreRequest]) -> None:
         if self.broken:
@@ -38,7 +38,7 @@ class Tasks:
             StoreRequest(uuid4(), uuid4(), 1, ChunkRange(start, start + 1), length, start * length, length)
             for start in starts
         )
-        asking = (self.store_tasks.ask(order, follows=False) for order in orders)
+        asking = (self.store_requests.ask(order, follows=False) for order in orders)
         return await asyncio.gather(*asking, return_exceptions=True)
 
 
@@ -50,7 +50,7 @@ def tasks() -> Tasks:
 @pytest.fixture
 def busy(tasks: Tasks) -> Tasks:
     for _ in range(store_requests.BACKLOG_RUNS):
-        tasks.store_tasks.note(object(), 1)
+        tasks.store_requests.note(object(), 1)
     return tasks
 
 
@@ -77,8 +77,8 @@ async def test_a_task_is_not_too_long(busy: Tasks) -> None:
 async def test_uploads_that_are_through_count_no_more(tasks: Tasks) -> None:
     uploads = [object() for _ in range(store_requests.BACKLOG_RUNS)]
     for upload in uploads:
-        tasks.store_tasks.note(upload, 1)
-    tasks.store_tasks.note(uploads[0], 0)
+        tasks.store_requests.note(upload, 1)
+    tasks.store_requests.note(uploads[0], 0)
     await tasks.ask(0, 1)
     assert tasks.published == [[0], [1]]
 
@@ -91,7 +91,7 @@ async def test_who_asks_hears_that_the_broker_is_gone(busy: Tasks) -> None:
 
 async def test_one_that_gave_up_waiting_keeps_nobody_else_from_it(busy: Tasks) -> None:
     order = StoreRequest(uuid4(), uuid4(), 1, ChunkRange(0, 1), MIB, 0, MIB)
-    gone = asyncio.ensure_future(busy.store_tasks.ask(order, follows=False))
+    gone = asyncio.ensure_future(busy.store_requests.ask(order, follows=False))
     await asyncio.sleep(0)
     gone.cancel()
     await busy.ask(1)
@@ -106,5 +106,5 @@ async def test_a_run_that_follows_another_goes_to_its_task(
         return takes
 
     monkeypatch.setattr(leases, "ahand_over", agive)
-    await tasks.store_tasks.ask(StoreRequest(uuid4(), uuid4(), 1, ChunkRange(7, 8), MIB, 0, MIB), follows=True)
+    await tasks.store_requests.ask(StoreRequest(uuid4(), uuid4(), 1, ChunkRange(7, 8), MIB, 0, MIB), follows=True)
     assert tasks.published == ([] if takes else [[7]])

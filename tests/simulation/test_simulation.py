@@ -15,7 +15,7 @@ from delivery.protocol.connection import Connection, Side
 from delivery.protocol.heartbeat import Heartbeat
 from delivery.protocol.loss_probe import LossProbe
 from delivery.protocol.receiver import Receiver
-from delivery.server.upload import Intake
+from delivery.server.upload import UploadReceiver
 from delivery.transfers import segments
 from tests.simulation.run import simulate
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.no_cover  # what it reaches is up to chance
 FIRST = int(os.environ.get("SIMULATION_FROM", "0"))
 COUNT = int(os.environ.get("SIMULATION_SEEDS", "500"))
 BATCH = 25
-_flush_some = Intake._flush_some
+_flush_some = UploadReceiver._flush_some
 _check_place = Receiver._check_place
 
 
@@ -35,9 +35,9 @@ def test_all_ends_well_once_the_faults_are_healed(rows: None, first: int) -> Non
         assert not outcome.problems, f"seed {seed}: {outcome.problems}\n" + "\n".join(outcome.trace[-150:])
 
 
-async def _ack_what_is_only_buffered(self: Intake) -> None:
+async def _ack_what_is_only_buffered(self: UploadReceiver) -> None:
     await _flush_some(self)
-    self.receiver.on_stored(min(self._gathering.flushed, self.receiver.received))
+    self.receiver.on_stored(min(self._gatherer.flushed, self.receiver.received))
     self._reports.changed()
 
 
@@ -88,7 +88,7 @@ def test_all_ends_well_with_servers_of_before(rows: None, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "seeds"),
     [
-        (Intake, "_flush_some", _ack_what_is_only_buffered, range(5)),
+        (UploadReceiver, "_flush_some", _ack_what_is_only_buffered, range(5)),
         (segments, "_joined", _joined_over_gaps, range(5)),
         (Receiver, "_check_place", _takes_what_follows_a_gap, range(100)),
         (LossProbe, "ping_due", _never_looks_for_losses, range(100)),

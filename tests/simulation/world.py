@@ -27,7 +27,7 @@ from delivery.client.dialing import NotNow
 from delivery.errors import BufferUnavailable, StorageUnavailable
 from delivery.server import web_process
 from delivery.server.consumer import DeliveryConsumer
-from delivery.server.writer import ConnectionClosed
+from delivery.server.ports import ConnectionClosed
 from delivery.transfers import cleanup, digests, ranges, segments
 from delivery.transfers.handover import Handover
 from delivery.transfers.segments import StoreRequest
@@ -273,7 +273,7 @@ class Web:
     def __init__(self, world: World) -> None:
         self.world = world
         self.proc = Proc("web")
-        self.shared: web_process.Process = self.proc.context.run(web_process.Process)
+        self.shared: web_process.WebProcess = self.proc.context.run(web_process.WebProcess)
         self.subscriber: Any = self.shared.subscriber
         self.proc.context.run(self.shared.start)
         _webs[self.proc] = self
@@ -301,7 +301,7 @@ class Web:
 _webs: dict[Proc | None, Web] = {}
 
 
-def current_process() -> web_process.Process:
+def current_process() -> web_process.WebProcess:
     """Stand where `delivery.server.web_process.current` would."""
     return _webs[running()].shared
 

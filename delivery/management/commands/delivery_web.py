@@ -15,7 +15,7 @@ from delivery import conf
 from delivery.buffer import pool
 from delivery.errors import UsageError
 from delivery.launch import application, environment
-from delivery.server import leaving
+from delivery.server import web_process
 from delivery.websocket.body_limit import BodyLimit
 from delivery.websocket.server import Server, WebOptions
 
@@ -63,7 +63,7 @@ class Command(BaseCommand):
             SERVER_LOG.setLevel(logging.INFO)
         Server(
             web.config(application.served(site)),
-            before_close=leaving.drain_process,
+            before_close=web_process.drain_process,
             drain_seconds=current.drain_grace,
             must_end=True,
         ).run()

@@ -8,7 +8,7 @@ from typing import Any
 from delivery.protocol.receiver import Receiver
 
 
-class Queueing:
+class CreditQueue:
     """Uploads that wait, by user. First is the user who has least, and of theirs who waits longest."""
 
     def __init__(self) -> None:
