@@ -4,9 +4,7 @@
 uploads and deliveries, one fault at a random moment that the seed decides, then the fault is healed and everything has
 to end well. The last line of the table is `N trials, 0 failed`; a failing trial prints its seed and how to replay it.
 
-    stack.py      `manage.py up` in a directory of its own: its processes, killed and waited for
     site.py       the site's rows and Storage, asked in this process
-    network.py    the TCP connections between one client and the server: cut, slowed, stopped, sliced
     loss.py       packets that get lost between them, in the kernel
     postgres.py   a PostgreSQL server of our own, and the connections to it: cut at their commits
     steps.py      steps of a worker's tasks, and the plan to kill it at one

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from faults.stack import FaultsError, Stack
+from rig.processes import Failed
+from rig.stack import Stack
 
 MIB = 1024 * 1024
 #: The web process keeps blocks for all its recipients (CACHE_SIZE, 64 MiB), and glibc some of what was freed.
@@ -36,7 +37,7 @@ def _too_large(stack: Stack) -> str:
         worker = max(
             resident_bytes(pid) for name in stack.workers() for pid in (stack.pid(name), *stack.children(name))
         )
-    except (FaultsError, OSError) as error:
+    except (Failed, OSError) as error:
         return str(error)
     with stack.redis() as client:
         used = client.info("memory")["used_memory"] - _data_bytes(client)

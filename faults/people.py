@@ -15,8 +15,8 @@ from delivery.client import connect
 from delivery.client.chunk_ceilings import Ceilings
 from delivery.client.client import Client
 from delivery.errors import DeliveryError
-from faults.network import Network
 from faults.site import Person
+from rig.proxy import Proxy
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Watch:
 class Party:
     """A person at a client: `uploads` and `deliveries` move. `async with`."""
 
-    def __init__(self, name: str, person: Person, network: Network, folder: Path, **options: Any) -> None:
+    def __init__(self, name: str, person: Person, network: Proxy, folder: Path, **options: Any) -> None:
         self.name = name
         self.person = person
         self.network = network
@@ -115,7 +115,7 @@ class Party:
         self.moves: list[Move] = []
         self.watch = Watch(name)
         ceilings = Ceilings(folder / ".ceilings.json")  # ports come again in other trials
-        self.client: Client = connect(network.url, person.token, observer=self.watch, ceilings=ceilings, **options)
+        self.client: Client = connect(network.ws_url, person.token, observer=self.watch, ceilings=ceilings, **options)
         self.expected: dict[str, Move] = {}  # deliveries by name
         self.reading = True
         self._tasks: set[asyncio.Task[None]] = set()

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from faults.network import end_proxy, reset
 from rig import postgres
+from rig.proxy import Forwarder, reset
 
 CHANGES = (b"INSERT", b"UPDATE", b"DELETE")
 IDLE = b"I"
@@ -43,27 +43,16 @@ class _Session:
     hides: bool = False
 
 
-class Commits:
+class Commits(Forwarder):
     """A port on 127.0.0.1 that leads to the server. `async with`. `owner_of` names whose connection it is by its port."""
 
     def __init__(self, server_port: int, owner_of: Callable[[int, int], str]) -> None:
-        self.port = 0
+        super().__init__(server_port)
         self.seen: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
-        self._server_port = server_port
         self._owner_of = owner_of
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._strikes: Callable[[str], bool] | None = None
         self._early = False
-
-    async def __aenter__(self) -> Commits:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await end_proxy(self._server, self._tasks)
 
     def break_some(self, strikes: Callable[[str], bool], *, early: bool) -> None:
         """Cut at the commits for which `strikes`, given whose they are, is true.
@@ -77,21 +66,13 @@ class Commits:
     def break_none(self) -> None:
         self._strikes = None
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-        try:
-            await self._connect(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            reset(writer)
-            if task is not None:
-                self._tasks.discard(task)
-
-    async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+    async def _forward(
+        self,
+        from_client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        from_server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+    ) -> None:
         session = _Session(to_client.get_extra_info("peername")[1])
         pumps = [
             asyncio.create_task(self._up(session, from_client, to_server)),

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from faults import measures, site
 from faults.cells import Cell, Ground
-from faults.stack import Stack
 from faults.trial import MIB, Outcome, Trial
+from rig.stack import Stack
 
+WORKERS = "--workers=2"
 COLUMNS = ("cell", "trials", "failures", "recovery median s", "max s", "bytes again, median MiB", "max MiB")
 
 
@@ -58,7 +59,7 @@ class Runner:
         self._trials = range(trials)
         self._hurry = hurry
         self._quiet = quiet
-        self._stack = Stack(folder)
+        self._stack = Stack(folder / "var", WORKERS)
 
     def only(self, trial: int) -> None:
         """Run just the trial of this number."""
@@ -72,14 +73,16 @@ class Runner:
             async with ground(self._stack) if ground is not None else _bare() as beneath:
                 try:
                     for cell in sorted(on_ground, key=lambda one: (one.pool, sorted(one.variables.items()))):
-                        await self._stack.restart(pool=cell.pool, **{**beneath.variables, **cell.variables})
+                        await self._stack.restart(
+                            WORKERS, f"--pool={cell.pool}", **{**beneath.variables, **cell.variables}
+                        )
                         if not opened:
                             site.open_site(self._stack.var)
                             opened = True
                         site.use_database(beneath.database_url)
                         await self._run_cell(cell)
                 finally:
-                    await self._stack.stop()
+                    await self._stack.astop()
 
     def _can_run(self, cell: Cell) -> bool:
         if why := cell.missing():

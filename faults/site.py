@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from faults.stack import own_environment
+from rig.environment import own_environment
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 from faults import site
 from faults.commands import Command
-from faults.network import Cut, Network
 from faults.people import Move, Party, every
 from faults.site import ask
-from faults.stack import Stack
+from rig.proxy import Conditions, CutAtFrame, Proxy
+from rig.stack import Stack
 
 T = TypeVar("T")
 KIB, MIB = 1024, 1024 * 1024
@@ -82,7 +82,7 @@ class Trial:
         self.may_fail: set[str] = set()  # names of payloads whose transfers may fail, visibly
         self.must_fail: set[str] = set()  # names of payloads that nobody may get
         self.may_wait = False  # a delivery that its client has ended may wait for another client
-        self.first_cuts: dict[str, Cut] = {}  # where a party's first connection is cut
+        self.first_cuts: dict[str, CutAtFrame] = {}  # where a party's first connection is cut
         self.more_again: list[int] = []  # bytes sent again by clients that are no party
         self._most_recovery = most_recovery
         self._exits = AsyncExitStack()
@@ -120,8 +120,8 @@ class Trial:
 
     async def party(self, name: str, person: site.Person, *, rate: float = 0.0, **options: Any) -> Party:
         """Let somebody take part, behind a network of their own."""
-        network = await self.enter(Network(self.stack.port, rate=rate))
-        network.first_cut = self.first_cuts.get(name)
+        cuts = {1: self.first_cuts.get(name)}
+        network = await self.enter(Proxy(self.stack.port, Conditions(rate=rate), cuts=cuts.get))
         folder = self.folder / name
         folder.mkdir()
         party = await self.enter(Party(name, person, network, folder, **options))

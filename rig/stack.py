@@ -167,9 +167,9 @@ class Stack:
         except OSError:
             return False
 
-    def listens(self) -> bool:
-        """Return whether the web process takes connections."""
-        return listens(self.port)
+    async def until_listening(self, *, seconds: float = REPLACED_SECONDS) -> None:
+        """Return once the web process takes connections."""
+        await until(lambda: listens(self.port), what="answer of the web process", seconds=seconds)
 
     # -- processes ---------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from delivery.launch.celery import POOLS
-from faults.stack import Stack
 from faults.trial import Trial
+from rig.stack import Stack
 
 MODULES = ("clients", "network", "web", "worker", "steps", "buffer", "storage", "database", "clock", "crowd")
 Body = Callable[[Trial], Awaitable[None]]

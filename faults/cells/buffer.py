@@ -8,8 +8,8 @@ from collections import Counter
 
 from faults.cells import cell
 from faults.measures import DATA_PATTERNS
-from faults.stack import send
 from faults.trial import Trial
+from rig.processes import send
 
 
 @cell("redis: SIGKILL, back empty", orphans=True, quick=True)
@@ -19,7 +19,7 @@ async def killed(trial: Trial) -> None:
     pid = trial.stack.pid("redis")
     trial.broken()
     send(pid, signal.SIGKILL)
-    await trial.stack.replaced("redis", pid)
+    await trial.stack.until_replaced("redis", pid)
     trial.healed()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from faults.cells import cell
 from faults.commands import Command
-from faults.network import Network
 from faults.people import Move, digest_of, every
 from faults.site import Person
 from faults.trial import MIB, Trial
+from rig.proxy import Conditions, Proxy
 
 RATE = 20e6
 SIZES = (24 * MIB - 1, 32 * MIB, 40 * MIB + 77)
@@ -43,12 +43,12 @@ async def _receiver(trial: Trial, *options: str) -> tuple[Command, Move]:
 
 
 async def _command(trial: Trial, person: Person, name: str, size: int, *arguments: str) -> tuple[Command, Move]:
-    network: Network = await trial.enter(Network(trial.stack.port, rate=RATE))
-    command = Command(arguments[0], person, network.url, trial.folder / "state", *arguments)
+    network = await trial.enter(Proxy(trial.stack.port, Conditions(rate=RATE)))
+    command = Command(arguments[0], person, network.ws_url, trial.folder / "state", *arguments)
     trial.commands.append(command)
     move = command.moves[name] = Move(arguments[0], name, size)
     trial.moves.append(move)
-    await command.start()
+    await command.run()
     return command, move
 
 
@@ -74,7 +74,7 @@ async def _killed(trial: Trial, command: Command, move: Move) -> None:
             break
         trial.broken()
         await command.kill()
-        await command.start()
+        await command.run()
         trial.healed()
     await _end(trial, command, move)
 
@@ -130,7 +130,7 @@ async def receive_part_removed(trial: Trial) -> None:
         part.unlink()
     status = await asyncio.wait_for(command.wait(), 60)
     trial.check(status == 1, f"receive ended with {status} although its part was removed")
-    await command.start()
+    await command.run()
     trial.healed()
     await _end(trial, command, move)
     await _saved_once(trial)
@@ -145,7 +145,7 @@ async def receive_killed_at_its_name(trial: Trial) -> None:
         await asyncio.sleep(0.0002)
     trial.broken()
     await command.kill()
-    await command.start()
+    await command.run()
     trial.healed()
     status = await asyncio.wait_for(command.wait(), 60)
     await _saved_once(trial)

@@ -16,8 +16,8 @@ from delivery.errors import DeliveryError
 from faults.cells import cell
 from faults.people import Move, Watch
 from faults.site import Person
-from faults.stack import send
 from faults.trial import KIB, MIB, Trial
+from rig.processes import send
 
 CLIENTS, USERS = 200, 20
 SIZE = 4 * MIB + 77
@@ -43,8 +43,8 @@ async def restarted(trial: Trial) -> None:
     pid = trial.stack.pid("web")
     trial.broken()
     send(pid, signal.SIGTERM)
-    await trial.stack.replaced("web", pid)
-    await trial.stack.answers()
+    await trial.stack.until_replaced("web", pid)
+    await trial.stack.until_listening()
     trial.healed()
     await asyncio.wait(tasks, timeout=trial.deadline)
     codes = sorted({code for watch in watches for code in watch.closes})
@@ -61,7 +61,7 @@ async def _upload(trial: Trial, person: Person, data: bytes, watch: Watch, move:
 
     move.began = time.monotonic()
     try:
-        async with connect(trial.stack.url, person.token, observer=watch, chunk_size=64 * KIB) as client:
+        async with connect(trial.stack.ws_url, person.token, observer=watch, chunk_size=64 * KIB) as client:
             receipt = await client.send(data, name=move.name, progress=note, deadline=trial.deadline)
             move.payload, move.sha256 = str(receipt.payload), receipt.sha256
             trial.more_again.append(client.statistics.resent_bytes)
@@ -88,7 +88,7 @@ async def _fan_out(trial: Trial, *, silent: bool) -> float:
     await trial.deliver(name, 16 * MIB, people)
     proper = people[1:]
     began = time.monotonic()
-    quiet = asyncio.create_task(_take_and_say_nothing(trial.stack.url, people[0])) if silent else None
+    quiet = asyncio.create_task(_take_and_say_nothing(trial.stack.ws_url, people[0])) if silent else None
     if quiet is not None:
         trial.may_wait = True
     moves = []

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 
 from faults.cells import Ground, cell
 from faults.postgres import Commits, running
-from faults.stack import Stack, until
 from faults.trial import Trial
 from rig import postgres
+from rig.stack import Stack
+from rig.waiting import until
 
 LOST_SECONDS = 15.0
 LOST_OF_EACH = 2  # commits of the web process, and of workers

@@ -7,9 +7,9 @@ import time
 
 from faults import loss
 from faults.cells import cell
-from faults.network import DOWN, UP, Cut
 from faults.people import every
 from faults.trial import KIB, MIB, Trial
+from rig.proxy import DOWN, UP, CutAtFrame, Direction
 
 
 @cell("network: cut", quick=True)
@@ -29,7 +29,7 @@ async def cut_at_boundary(trial: Trial) -> None:
     await trial.moment()
     trial.broken()
     for party in trial.parties:
-        party.network.cut_at_boundary(_any_cut(trial, trial.random.randrange(12)))
+        party.network.cut_at(_any_cut(trial, trial.random.randrange(12)))
     trial.healed()
 
 
@@ -40,13 +40,13 @@ async def cut_often(trial: Trial) -> None:
     for number in range(10):
         await asyncio.sleep(0.25)
         for party in trial.parties:
-            party.network.cut_at_boundary(_any_cut(trial, number))
+            party.network.cut_at(_any_cut(trial, number))
     trial.healed()
 
 
 #: Of a first connection, beside chunks: hello, offers, finish; welcome, accepts, acks, done; and their answers.
 FIRST_CUTS = [
-    (who, Cut(direction, frames, offset))
+    (who, CutAtFrame(direction, frames, offset))
     for who, direction, most in (
         ("sender", UP, 12),
         ("sender", DOWN, 4),
@@ -69,28 +69,28 @@ async def cut_first_frames(trial: Trial) -> None:
     trial.healed()
     left = await every(trial.moves, seconds=trial.deadline)
     party = next(party for party in trial.parties if party.name == who)
-    trial.check(bool(left) or party.network.cuts_at_frames == 1, "so many frames did not pass")
+    trial.check(bool(left) or party.network.planned_cuts == 1, "so many frames did not pass")
 
 
-def _any_cut(trial: Trial, frames: int) -> Cut:
-    return Cut(trial.random.choice((UP, DOWN)), frames, trial.random.choice((-1, 0, 1)))
+def _any_cut(trial: Trial, frames: int) -> CutAtFrame:
+    return CutAtFrame(trial.random.choice((UP, DOWN)), frames, trial.random.choice((-1, 0, 1)))
 
 
-async def _black_hole(trial: Trial, *directions: str) -> None:
-    """The old connection is stuck, and its client comes back on a new one; then what is stuck arrives after all."""
+async def _black_hole(trial: Trial, *directions: Direction) -> None:
+    """The old connection is held up, and its client comes back on a new one; then what was held arrives after all."""
     await trial.begin()
     await trial.moment("upload", "upload", "before")
     party = trial.sender if trial.upload.moving else trial.recipients[0]
     trial.broken()
-    stuck = party.network.swallow(*directions)
+    held = party.network.hold(*directions)
     # Whoever waits for 2.5 heartbeats notices; here the client's side is reset alone, so that it comes back at once.
     await asyncio.sleep(0.3 + trial.random.random())
-    for connection in stuck:
-        connection.to_client.transport.abort()
+    for connection in held:
+        connection.drop_client()
     trial.healed()
     await asyncio.sleep(0.5 + 3 * trial.random.random())
-    for connection in stuck:  # what lay on the way reaches the server now, under the old lease
-        connection.flow.set()
+    for connection in held:  # what lay on the way reaches the server now, under the old lease
+        connection.release()
     await every(trial.moves, seconds=trial.deadline)
 
 
@@ -113,8 +113,8 @@ async def black_hole_both(trial: Trial) -> None:
 async def slices(trial: Trial) -> None:
     await trial.begin(big=1 * MIB + 77, before=1 * MIB)
     for party in trial.parties:
-        party.network.weather.slice_bytes = 7
-        party.network.weather.rate = 0
+        party.network.conditions.slice_bytes = 7
+        party.network.conditions.rate = 0
     await trial.moment("upload")
     trial.sender.network.cut()
     trial.healed()
@@ -124,8 +124,8 @@ async def slices(trial: Trial) -> None:
 async def slow(trial: Trial) -> None:
     await trial.begin(big=6 * MIB + 1, before=3 * MIB)
     for party in trial.parties:
-        party.network.weather.rate = 1e6
-        party.network.weather.delay = 0.04
+        party.network.conditions.rate = 1e6
+        party.network.conditions.delay = 0.04
     await trial.moment("upload", "before")
     trial.broken()
     trial.sender.network.cut()
@@ -151,7 +151,7 @@ async def lossy(trial: Trial) -> None:
 async def short_lives(trial: Trial) -> None:
     await trial.begin(big=40 * MIB, rate=24e6)
     for party in trial.parties:
-        party.network.weather.life = 1.0
+        party.network.conditions.life_seconds = 1.0
         party.network.cut()
     trial.broken()
     trial.healed()
@@ -166,7 +166,7 @@ async def very_slow(trial: Trial) -> None:
     """Nobody is dropped while bytes of a chunk trickle in, whichever way."""
     await trial.begin(big=SLOW_BYTES, before=SLOW_BYTES, edge=1, rate=SLOW_RATE, recipients=1)
     for party in trial.parties:
-        party.network.weather.slice_bytes = 256
+        party.network.conditions.slice_bytes = 256
     trial.healed()
     await every(trial.moves, seconds=trial.deadline)
     for party in trial.parties:
@@ -181,7 +181,7 @@ SWALLOWED_SECONDS = 60.0  # in which 6 MiB pass each way
 async def swallowing(trial: Trial) -> None:
     await trial.begin(big=6 * MIB, before=6 * MIB, edge=64 * KIB)
     for party in trial.parties:
-        party.network.weather.most_message = SWALLOWED_ABOVE
+        party.network.conditions.most_message = SWALLOWED_ABOVE
         party.network.cut()
     began = time.monotonic()
     trial.broken()
@@ -189,4 +189,4 @@ async def swallowing(trial: Trial) -> None:
     left = await every(trial.moves, seconds=trial.deadline)
     trial.note(f"{time.monotonic() - began:.0f} s")
     trial.check(bool(left) or time.monotonic() - began < SWALLOWED_SECONDS, "6 MiB each way took longer than 60 s")
-    trial.check(any(party.network.swallowed for party in trial.parties), "nothing was swallowed")
+    trial.check(any(party.network.over_limit for party in trial.parties), "nothing was swallowed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from faults.cells import cell
-from faults.stack import until
 from faults.steps import CHILD, MAIN, SEAL, STAGE, STORE, Plan, Step
 from faults.trial import KIB, MIB, Trial
+from rig.waiting import until
 
 VARIABLES = {"CELERY_APP": "faults.doomed"}
 REACHED_SECONDS = 60.0
@@ -34,7 +34,7 @@ async def _killed(trial: Trial, steps: tuple[Step, ...], victim: str) -> None:
     await until(lambda: not _lives(struck.pid), what=f"end of the {victim} {struck.pid}", seconds=10)
     if victim == MAIN:
         name = next(name for name, pid in mains.items() if pid == struck.pid)
-        await trial.stack.replaced(name, struck.pid)
+        await trial.stack.until_replaced(name, struck.pid)
 
 
 def _lives(pid: int) -> bool:

@@ -14,8 +14,8 @@ from faults import site
 from faults.cells import cell
 from faults.people import every
 from faults.site import ask
-from faults.stack import send
 from faults.trial import MIB, Trial
+from rig.processes import send
 
 HELD_SECONDS = 4.0
 

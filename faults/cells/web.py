@@ -7,8 +7,9 @@ import signal
 
 from faults.cells import cell
 from faults.people import every
-from faults.stack import send, until
 from faults.trial import MIB, Trial
+from rig.processes import send
+from rig.waiting import until
 
 LIVE = 50
 #: Bytes per second of a recipient, and of a sender. A close waits behind what is on its way, and for 2 s at most: what
@@ -23,8 +24,8 @@ async def _gone(trial: Trial, number: signal.Signals) -> None:
     pid = trial.stack.pid("web")
     trial.broken()
     send(pid, number)
-    await trial.stack.replaced("web", pid)
-    await trial.stack.answers()
+    await trial.stack.until_replaced("web", pid)
+    await trial.stack.until_listening()
     trial.healed()
 
 
@@ -57,8 +58,8 @@ async def terminated_under_load(trial: Trial) -> None:
     pid = trial.stack.pid("web")
     trial.broken()
     send(pid, signal.SIGTERM)
-    await trial.stack.replaced("web", pid)
-    await trial.stack.answers()
+    await trial.stack.until_replaced("web", pid)
+    await trial.stack.until_listening()
     trial.healed()
     await until(lambda: all(party.watch.closes for party in trial.parties), what="close of every socket", seconds=20)
     codes = {code for party in trial.parties for code in party.watch.closes}

@@ -6,8 +6,8 @@ import asyncio
 import signal
 
 from faults.cells import cell
-from faults.stack import send
 from faults.trial import Trial
+from rig.processes import send
 
 
 async def _main_gone(trial: Trial, number: signal.Signals) -> None:
@@ -18,7 +18,7 @@ async def _main_gone(trial: Trial, number: signal.Signals) -> None:
     trial.broken()
     send(pid, number)
     trial.healed()  # the other worker is there
-    await trial.stack.replaced(name, pid)
+    await trial.stack.until_replaced(name, pid)
 
 
 @cell("worker: SIGTERM")

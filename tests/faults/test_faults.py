@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.launch.live import ROOT, clean_environment
+from rig.environment import ROOT, own_environment
 
 SECONDS = 150  # a machine that does other things as well; alone it takes 40 s
 CELLS = (
@@ -23,7 +22,7 @@ def test_transfers_survive_a_handful_of_faults(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "faults", "--trials", "1", "--hurry", "--seed", "1", *arguments],
         cwd=ROOT,
-        env=clean_environment(TMPDIR=str(tmp_path), HOME=os.environ.get("HOME", "/")),
+        env=own_environment(TMPDIR=str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 import delivery.client
+from rig.proxy import Conditions, Proxy
 from tests.conformance.peer import sha256
 from tests.integration.conftest import OpenClient
-from tests.integration.links import Link
 from tests.stack import Site, Stack, site_of
 
 MIB = 1024 * 1024
@@ -47,11 +47,11 @@ async def receive(client: delivery.client.Client) -> bytes:
 
 @pytest.mark.parametrize("kind", ["worker", "web", "redis"])
 async def test_transfers_outlive_a_killed_part(open_client: OpenClient, site: Site, fragile: Stack, kind: str) -> None:
-    """At 12 MiB/s, so that an upload and a delivery are both under way when the part is killed."""
+    """At 8 MiB/s, so that an upload and a delivery are both under way when the part is killed."""
     alice, bob = await site.person(), await site.person()
     before = await (await open_client(alice)).send(DATA, to=[bob.address])
     killed: list[asyncio.Future[None]] = []
-    async with Link(fragile.port, bytes_per_second=12 * MIB).open() as link:
+    async with Proxy(fragile.port, Conditions(rate=8 * MIB)) as link:
         sender = await open_client(alice, link.ws_url)
         recipient = await open_client(bob, link.ws_url, receive=True)
         loop = asyncio.get_running_loop()

@@ -1,55 +1,17 @@
-"""What the faults' own tools do is what their names say: cuts to the byte, a plan that strikes once, steps that are there."""
+"""What the faults' own tools do is what their names say: a plan that strikes once, steps that are there."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
-import socket
 from pathlib import Path
 
 import pytest
 
 from faults import doomed, steps
-from faults.network import DOWN, Cut, Network
 from faults.people import Move
 from faults.steps import CHILD, MAIN, SEAL, STAGE, STORE, Plan
-from tests.launch.live import ROOT
-
-HANDSHAKE = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-FRAMES = [b"\x81\x02hi", b"\x82\x7e\x01\x00" + bytes(256), b"\x81\x00", b"\x81\x05hello"]
-
-
-@pytest.mark.parametrize("slices", [1, 65_536])
-@pytest.mark.parametrize("offset", [-1, 0, 1])
-@pytest.mark.parametrize("frames", [0, 1, 2])
-async def test_a_connection_is_cut_to_the_byte(frames: int, offset: int, slices: int) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HANDSHAKE + b"".join(FRAMES))
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, Network(server.sockets[0].getsockname()[1]) as network:
-        network.weather.slice_bytes = slices
-        network.first_cut = Cut(DOWN, frames, offset)
-        got = await asyncio.to_thread(_read_all, network.port)
-        await asyncio.sleep(0.25)  # until the server's end is closed
-    assert len(got) == len(HANDSHAKE) + sum(map(len, FRAMES[: frames + 1])) + offset
-    assert network.cuts_at_frames == 1
-
-
-def _read_all(port: int) -> bytes:
-    got = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        try:
-            while block := connection.recv(65_536):
-                got += block
-        except ConnectionResetError:
-            pass
-    return got
+from rig.environment import ROOT
 
 
 def test_a_plan_strikes_once_at_the_time_that_it_names(tmp_path: Path) -> None:
