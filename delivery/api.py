@@ -33,7 +33,7 @@ from delivery.models import Address, Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
-from delivery.transfers import admission, attachments, outcomes, recipients, sql, timeline
+from delivery.transfers import admission, attachments, inline, outcomes, recipients, sql, timeline
 from delivery.transfers.recipients import Recipients
 
 logger = logging.getLogger(__name__)
@@ -256,9 +256,12 @@ def _copy(row: Payload, addresses: list[str], pieces: Iterator[bytes]) -> Payloa
 def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha256: str) -> None:
     users = Recipients().of(addresses)  # the policy is asked before anything is locked
     with sql.atomic():
-        row.save(force_insert=True)
-        _add_rows(row, addresses, segments)
-        outcomes.complete_locked(row, sha256, users)
+        if row.inline is not None:
+            inline.deliver(row, sha256, addresses, users)
+        else:
+            row.save(force_insert=True)
+            _add_rows(row, addresses, segments)
+            outcomes.complete_locked(row, sha256, users)
         if segments:
             sql.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
             segments.clear()  # what `_copy` would delete

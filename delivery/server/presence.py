@@ -24,7 +24,7 @@ from delivery.server.neighbours import Neighbours
 from delivery.server.ports import DatabasePort, Recipient
 from delivery.transfers import deliveries
 from delivery.transfers.deliveries import Waiting
-from delivery.transfers.small import Arrival
+from delivery.transfers.inline import Arrival
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from delivery.server.upload import Reports, UploadReceiver
 from delivery.server.web_process import WebProcess
 from delivery.transfers import outcomes, uploads
 from delivery.transfers.holders import Holder
+from delivery.transfers.inline import SmallOffer
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.small import SmallOffer
 from delivery.transfers.uploads import DetachedUpload, Earlier, FinishedUpload, Opened
 
 logger = logging.getLogger(__name__)

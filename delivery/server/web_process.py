@@ -36,12 +36,12 @@ from delivery.server.presence import LOOK_SECONDS, Presence
 from delivery.server.rate_limits import ConnectionCounts, OfferRates
 from delivery.server.store_requests import StoreRequests
 from delivery.server.workers import Workers
-from delivery.transfers import admission, deliveries, holders, small, timeline
+from delivery.transfers import admission, deliveries, holders, inline, timeline
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import AcceptedDelivery, Received
 from delivery.transfers.holders import Detached
+from delivery.transfers.inline import SmallOffer
 from delivery.transfers.segments import StoreRequest
-from delivery.transfers.small import SmallOffer
 from delivery.transfers.uploads import FinishedUpload
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class WebProcess:
         return await asyncio.shield(task)
 
     async def _take_small(self, batch: Sequence[SmallOffer]) -> list[FinishedUpload | None]:
-        taken = await self._write(small.take, batch)
+        taken = await self._write(inline.store_whole, batch)
         self.presence.tell(taken.arrivals)
         return taken.outcomes
 

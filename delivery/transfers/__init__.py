@@ -1,6 +1,6 @@
 """Use cases: what can be done with payloads and transfers. All of it runs in threads and may query the database.
 
-admission    what a user may send; names, quotas and recipients beside it
+admission    the one decision on what a user may send; recipients, quotas: whom addresses mean, what is charged
 uploads      open, resume, rewind, detach
 segments     a buffered run becomes a segment
 handover     one task stores several, for speed
@@ -8,7 +8,7 @@ ranges       a range goes into the buffer
 digests      the SHA-256 of what is stored, computed ahead where it can be
 outcomes     a payload becomes visible; or is cancelled, fails, expires
 deliveries   what waits for a user, which connection takes it, how far they are
-inline       few bytes, kept in their row; small: many of them at once
+inline       few bytes, kept in their row
 holders      which connection has a transfer, and letting go of many at once
 attachments  a payload becomes the file of a model's field
 missing_files   a stored file is gone: the payload fails in the end, and can be revived

@@ -7,7 +7,7 @@ early frees what it held; files go after the change has committed, and whoever h
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -76,13 +76,12 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
     now, revived = timezone.now(), payload.completed_at is not None
     payload.state, payload.sha256, payload.completed_at = PayloadState.COMPLETE, sha256, now
     payload.sealing_at, payload.sealer = None, ""
-    payload.expires_at = None if payload.keep else now + (payload.lifetime or _default_lifetime())
+    payload.expires_at = expiry(payload, now)
     _COMPLETE.run(payload.state.value, sha256, now, payload.expires_at, "", payload.id)
     done = (TransferState.DONE.value, now, payload.size or 0, "", "", "")
     _END_UPLOAD.run(*done, payload.id, Direction.UPLOAD.value, TransferState.LIVE.value)
     addresses = [address for (address,) in _ADDRESSES.fetch(payload.id)]
-    # The users' own addresses, too: a group's members have not all subscribed to it.
-    told = {*addresses, *(f"{policy.USER}{user}" for user in users)}
+    told = addresses_to_tell(addresses, users)
     if revived:
         told |= _deliver_again(payload)
     else:
@@ -90,7 +89,7 @@ def complete_locked(payload: Payload, sha256: str, users: Sequence[Any]) -> None
         outbox.add("payload_stored", payload)
     create_for_users(payload, users)
     timeline.note("complete", payload=payload.id, size=payload.size)
-    sql.on_commit(lambda: _announce(payload, told))
+    announce_on_commit(payload, told)
 
 
 def _deliver_again(payload: Payload) -> set[str]:
@@ -109,8 +108,24 @@ def _deliver_again(payload: Payload) -> set[str]:
     return {f"{policy.USER}{user}" for user in users}
 
 
-def _default_lifetime() -> datetime.timedelta:
-    return datetime.timedelta(seconds=conf.current().payload_expiry)
+def expiry(payload: Payload, completed: datetime.datetime) -> datetime.datetime | None:
+    """Return when a payload expires that is complete at `completed`, None for one that is kept."""
+    if payload.keep:
+        return None
+    return completed + (payload.lifetime or datetime.timedelta(seconds=conf.current().payload_expiry))
+
+
+def addresses_to_tell(addresses: Iterable[str], users: Iterable[Any]) -> set[str]:
+    """Return who hears that a payload has come: its addresses and those of its recipients (primary keys).
+
+    A group's members have not all subscribed to it.
+    """
+    return {*addresses, *(f"{policy.USER}{user}" for user in users)}
+
+
+def announce_on_commit(payload: Payload, addresses: set[str]) -> None:
+    """Tell `addresses` and whoever waits of a complete payload, once the surrounding transaction has committed."""
+    sql.on_commit(lambda: _announce(payload, addresses))
 
 
 def _announce(payload: Payload, addresses: set[str]) -> None:

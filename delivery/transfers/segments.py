@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
-
-from django.utils import timezone
 
 from delivery import conf, dispatch, notify
 from delivery.buffer import chunks, exchange, leases
@@ -336,7 +333,7 @@ def _grow(request: StoreRequest, locked: uploads.Locked) -> None:
 def _advance(request: StoreRequest, position: int, beyond: list[Run], worker: str) -> int:
     """Move the position over every segment that joins on; return it."""
     position = _joined(position, sorted([*beyond, (request.offset, request.length)]))
-    now, expires = _times()
+    now, expires = uploads.progress_times()
     # Its connection may have gone while the run was stored.
     _ADVANCE.run(position, now, expires, worker, "", WaitingFor.CLIENT.value, "", request.transfer)
     return position
@@ -349,18 +346,6 @@ def _joined(position: int, segments: list[Run]) -> int:
             break
         position += length
     return position
-
-
-def _times() -> tuple[datetime.datetime, datetime.datetime]:
-    """Return when a transfer that moves now has moved, and when it expires."""
-    now = timezone.now()
-    return now, now + datetime.timedelta(seconds=conf.current().upload_expiry)
-
-
-def progressed(row: Transfer) -> None:
-    """Note progress: the transfer expires so much later."""
-    row.progressed_at, row.expires_at = _times()
-    row.waiting_for = WaitingFor.NOTHING if row.channel else WaitingFor.CLIENT
 
 
 def _tell_position(request: StoreRequest, worker: str) -> None:

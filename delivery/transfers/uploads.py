@@ -137,7 +137,7 @@ def _begin(user: Any, holder: Holder, offer: UploadOffer, admitted: Admission | 
     payload.save(force_insert=True)
     Address.objects.bulk_create(Address(payload=payload, address=address) for address in admitted.addresses)
     row = Transfer(direction=Direction.UPLOAD, payload=payload, user=user, key=UUID(offer.transfer))
-    _hold(row, holder, timezone.now())
+    _hold(row, holder)
     row.save(force_insert=True)
     timeline.note("begun", payload=payload.id, transfer=row.id, size=offer.size, addresses=len(admitted.addresses))
     return _opened(row, payload, displaced="", hold=False)
@@ -179,7 +179,7 @@ def _resume(
     if payload.size is None:
         _hold_to(payload, admitted, row.position)
     learn(payload, offer.size, offer.sha256)
-    _hold(row, holder, timezone.now())
+    _hold(row, holder)
     row.save()
     timeline.note("resumed", payload=payload.id, transfer=row.id, position=row.position, lease=row.lease)
     return _opened(row, payload, displaced, hold=payload.inline is None and not workers)
@@ -241,7 +241,7 @@ def _code_of(row: Transfer) -> str:
     return row.failure if row.failure in REJECT_CODES else "cancelled"
 
 
-def _hold(row: Transfer, holder: Holder, now: datetime.datetime) -> None:
+def _hold(row: Transfer, holder: Holder) -> None:
     row.lease += 1
     row.client, row.session, row.session_order, row.channel = (
         holder.client,
@@ -250,8 +250,19 @@ def _hold(row: Transfer, holder: Holder, now: datetime.datetime) -> None:
         holder.channel,
     )
     row.waiting_for = WaitingFor.NOTHING
-    row.progressed_at = now
-    row.expires_at = now + datetime.timedelta(seconds=conf.current().upload_expiry)
+    row.progressed_at, row.expires_at = progress_times()
+
+
+def progress_times() -> tuple[datetime.datetime, datetime.datetime]:
+    """Return when an upload that moves now has moved, and when it expires."""
+    now = timezone.now()
+    return now, now + datetime.timedelta(seconds=conf.current().upload_expiry)
+
+
+def progressed(row: Transfer) -> None:
+    """Note progress: the upload expires so much later."""
+    row.progressed_at, row.expires_at = progress_times()
+    row.waiting_for = WaitingFor.NOTHING if row.channel else WaitingFor.CLIENT
 
 
 def _drop_beyond_gap(row: Transfer) -> None:

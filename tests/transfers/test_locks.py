@@ -19,11 +19,11 @@ from delivery.errors import StaleLease
 from delivery.models import ClientPosition, Direction, Payload, PayloadState, Segment, Transfer, Usage
 from delivery.policy import Quota
 from delivery.protocol.messages import UploadOffer
-from delivery.transfers import admission, cleanup, deliveries, outcomes, quotas, small, sql, uploads
+from delivery.transfers import admission, cleanup, deliveries, inline, outcomes, quotas, sql, uploads
 from delivery.transfers.admission import Admission
 from delivery.transfers.deliveries import AcceptedDelivery, Received
 from delivery.transfers.holders import Holder
-from delivery.transfers.small import SmallOffer
+from delivery.transfers.inline import SmallOffer
 from tests.launch.live import wait_until
 
 pytestmark = [
@@ -194,10 +194,10 @@ def test_batches_with_the_same_users_in_another_order_wait_for_each_other(
         reserve(*arguments, **options)
         if not started:
             started.append(None)
-            started[0] = blocked(small.take, [_small(bob), _small(alice)])
+            started[0] = blocked(inline.store_whole, [_small(bob), _small(alice)])
 
     monkeypatch.setattr(quotas, "reserve", reserve_and_meet)
-    first = small.take([_small(alice), _small(bob)])
+    first = inline.store_whole([_small(alice), _small(bob)])
     second = started[0].result(10)
     assert None not in first.outcomes + second.outcomes
     assert set(Usage.objects.values_list("stored", flat=True)) == {2 * (5 + admission.overhead("x", {}))}
