@@ -139,7 +139,7 @@ def test_an_upload_that_completes_while_it_is_offered_again_is_finished(alice: U
     with transaction.atomic():
         assert outcomes.complete(upload.payload_id, "0" * 64)
         opening = blocked(uploads.open_upload, alice, HOLDER, offer, ADMITTED, workers=True)
-    assert opening.result(10) == uploads.Finished(upload.payload_id, 5, "0" * 64)
+    assert opening.result(10) == uploads.FinishedUpload(upload.payload_id, 5, "0" * 64)
 
 
 def test_what_was_received_while_its_payload_ends_stays_received(alice: User) -> None:
