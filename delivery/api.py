@@ -29,12 +29,13 @@ from django.urls import NoReverseMatch, reverse
 
 from delivery import conf, dispatch, policy
 from delivery.errors import BufferUnavailable, UsageError
-from delivery.models import Address, Payload, PayloadState, Segment
+from delivery.models import Payload, PayloadState, Segment
 from delivery.policy import Group
 from delivery.storage import aliases, files
 from delivery.storage.payloads import PayloadFile
 from delivery.transfers import admission, attachments, inline, outcomes, recipients, sql, timeline
 from delivery.transfers.recipients import Recipients
+from delivery.transfers.segments import insert_payload
 
 logger = logging.getLogger(__name__)
 
@@ -259,8 +260,7 @@ def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha
         if row.inline is not None:
             inline.deliver(row, sha256, addresses, users)
         else:
-            row.save(force_insert=True)
-            _add_rows(row, addresses, segments)
+            insert_payload(row, addresses, segments)
             outcomes.complete_locked(row, sha256, users)
         if segments:
             sql.on_commit(_Guard(row.id, segments).committed)  # which alone holds the guard
@@ -281,13 +281,6 @@ class _Guard:
 
     def committed(self) -> None:
         self._finalizer.detach()
-
-
-def _add_rows(row: Payload, addresses: list[str], segments: list[Segment]) -> None:
-    Address.objects.bulk_create(Address(payload=row, address=address) for address in addresses)
-    for segment in segments:
-        segment.payload = row
-    Segment.objects.bulk_create(segments)
 
 
 # -- in place ------------------------------------------------------------------------------------------------------
@@ -320,8 +313,7 @@ def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) 
         file_modified_at=modified,
     )
     with sql.atomic():
-        row.save(force_insert=True)
-        _add_rows(row, addresses, [segment])
+        insert_payload(row, addresses, [segment])
         sql.on_commit(lambda: _seal(row.id))
     return row
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -24,7 +24,7 @@ from delivery.errors import (
     StaleLease,
     StorageUnavailable,
 )
-from delivery.models import Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
+from delivery.models import Address, Payload, PayloadState, Segment, Transfer, TransferState, WaitingFor
 from delivery.protocol.storing import ChunkRange
 from delivery.storage import files
 from delivery.transfers import admission, digests, outcomes, quotas, recipients, sql, timeline, uploads
@@ -351,3 +351,15 @@ def _joined(position: int, segments: list[Run]) -> int:
 def _tell_position(request: StoreRequest, worker: str) -> None:
     lease, position, _ = uploads.position(request.transfer)
     notify.wake(request.payload, "stored", lease=lease, position=position, worker=worker)
+
+
+def insert_payload(payload: Payload, addresses: Sequence[str], segments: Sequence[Segment]) -> None:
+    """Write the rows of a payload of server code, inside the caller's transaction.
+
+    `segments`: not saved; their bytes are in Storage already, or lie there in place.
+    """
+    payload.save(force_insert=True)
+    Address.objects.bulk_create(Address(payload=payload, address=address) for address in addresses)
+    for segment in segments:
+        segment.payload = payload
+    Segment.objects.bulk_create(segments)
