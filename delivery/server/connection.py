@@ -196,8 +196,7 @@ class ServerConnection:
         try:
             order = await self.process.questions.order()
         except BufferUnavailable:
-            away = messages.GoingAway(reason="overloaded", retry_after=self._options.retry_max)
-            return self.close(1013, CLOSE_CODES[1013].reason, going_away=away)
+            return self._go_away("overloaded", self._options.retry_max)
         self.client = hello.client
         self._holder = Holder(self.user.pk, hello.client, secrets.token_hex(8), order, self._socket.channel_name)
         wanted = hello.groups[:MOST_GROUPS]
@@ -380,18 +379,25 @@ class ServerConnection:
     def closing(self) -> bool:
         return self._writer.closing is not None
 
-    def close(self, code: int, reason: str, *, going_away: messages.GoingAway | None = None) -> None:
-        """Send what is in the outbox, then close. Says `going_away` first where given."""
-        if self._writer.close(code, reason, going_away=going_away):
+    def close(self, code: int, reason: str) -> None:
+        """Send what is in the outbox, then close."""
+        if self._writer.close(code, reason):
             self.close_code = code
             self._timer.close()
 
+    def _go_away(self, reason: str, retry_after: float, text: str | None = None) -> None:
+        """Say `going_away` for `reason` (PROTOCOL section 6), then close with its code. `text`: the close's, if not the usual."""
+        if not self.closing:
+            code = GOING_AWAY_CODES[reason]
+            self.core.leave(reason, retry_after)
+            self.close(code, text or CLOSE_CODES[code].reason)
+
     def refuse(self, violation: ProtocolViolation) -> None:
         """Close because the peer broke the protocol."""
-        going_away = None
-        if violation.code == 4429:
-            going_away = messages.GoingAway(reason="rate", retry_after=self._options.retry_max)
-        self.close(violation.code, violation.reason, going_away=going_away)
+        if violation.code == GOING_AWAY_CODES["rate"]:
+            self._go_away("rate", self._options.retry_max, violation.reason)
+        else:
+            self.close(violation.code, violation.reason)
 
     def revoke(self, reason: str) -> None:
         """The login no longer holds: close, and say nothing more, no ack either."""
@@ -412,11 +418,8 @@ class ServerConnection:
         while time.monotonic() < deadline and not self.uploads.settled:
             await asyncio.sleep(LOOK_SECONDS)
         self.core.queue_acks(time.monotonic())
-        code = GOING_AWAY_CODES[reason]
         # Spread, so that all the clients do not come back in the same moment.
-        retry_after = round(random.uniform(0.0, conf.current().drain_spread), 3)
-        away = messages.GoingAway(reason=reason, retry_after=retry_after)
-        self.close(code, CLOSE_CODES[code].reason, going_away=away)
+        self._go_away(reason, round(random.uniform(0.0, conf.current().drain_spread), 3))
 
 
 class ConnectionTimer(ConnectionPart):

@@ -27,13 +27,10 @@ class Writer:
         """There may be something to write."""
         self._woken.set()
 
-    def close(self, code: int, reason: str, *, going_away: messages.GoingAway | None = None) -> bool:
-        """Send what is in the outbox, then close; `going_away` is said before. Returns False where it closes already."""
+    def close(self, code: int, reason: str) -> bool:
+        """Send what is in the outbox, then close. Returns False where it closes already."""
         if self.closing is not None:
             return False
-        if going_away is not None:
-            self._core.outbox.append(going_away)
-            self._core.going_away = True
         self.closing = (code, reason)
         self.wake()
         return True
