@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from delivery import conf
 from delivery.server.ports import ConnectionPart, ConnectionPort
-from delivery.server.upload_offers import Uploads
+from delivery.server.upload_offers import ServerUploads
 from delivery.server.web_process import WebProcess
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.02
 class Backpressure(ConnectionPart):
     """The pace of one connection. Belongs to its event loop."""
 
-    def __init__(self, connection: ConnectionPort, process: WebProcess, uploads: Uploads) -> None:
+    def __init__(self, connection: ConnectionPort, process: WebProcess, uploads: ServerUploads) -> None:
         super().__init__(connection)
         self._process = process  # what is seen through outlives its connection
         self._uploads = uploads

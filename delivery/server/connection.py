@@ -23,9 +23,9 @@ from delivery.protocol.codes import CLOSE_CODES, GOING_AWAY_CODES
 from delivery.protocol.connection import Connection, Limits, Side
 from delivery.server import membership, message_limits, web_process
 from delivery.server.backpressure import Backpressure
-from delivery.server.download_offers import Downloads
+from delivery.server.download_offers import ServerDownloads
 from delivery.server.ports import ConnectionClosed, ConnectionPart, ConnectionPort, Socket
-from delivery.server.upload_offers import Uploads
+from delivery.server.upload_offers import ServerUploads
 from delivery.server.writer import Writer
 from delivery.transfers.deliveries import Waiting
 from delivery.transfers.holders import Holder
@@ -66,8 +66,8 @@ class ServerConnection:
             now=time.monotonic(),
             heartbeat=options.heartbeat,
         )
-        self.uploads = Uploads(self, self.process)
-        self.downloads = Downloads(self, self.process)
+        self.uploads = ServerUploads(self, self.process)
+        self.downloads = ServerDownloads(self, self.process)
         self.close_code: int | None = None
         self.over = False  # the socket is gone
         self._socket = socket
@@ -428,7 +428,9 @@ class ConnectionTimer(ConnectionPart):
     A timer and no task: a thousand idle connections cost a thousand entries in the loop's heap.
     """
 
-    def __init__(self, connection: ConnectionPort, socket: Socket, uploads: Uploads, downloads: Downloads) -> None:
+    def __init__(
+        self, connection: ConnectionPort, socket: Socket, uploads: ServerUploads, downloads: ServerDownloads
+    ) -> None:
         super().__init__(connection)
         self._socket = socket
         self._uploads = uploads

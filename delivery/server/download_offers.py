@@ -39,7 +39,7 @@ KEPT_BYTES = 256 * 1024
 KEPT_SECONDS = 1.0
 
 
-class Downloads(ConnectionPart):
+class ServerDownloads(ConnectionPart):
     """The deliveries that are live on one connection, and what it is still to be offered. Belongs to its event loop."""
 
     def __init__(self, connection: ConnectionPort, process: WebProcess) -> None:

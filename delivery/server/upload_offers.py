@@ -47,7 +47,7 @@ EARLY_SECONDS = 0.01  # that early data waits for its `finish`
 EARLY_TURNS = 3
 
 
-class Uploads(ConnectionPart):
+class ServerUploads(ConnectionPart):
     """The uploads that are live on one connection. Belongs to its event loop."""
 
     def __init__(self, connection: ConnectionPort, process: WebProcess) -> None:

@@ -8,14 +8,14 @@ import time
 from delivery.protocol import messages
 from delivery.protocol.connection import Connection
 from delivery.server.download import Frame
-from delivery.server.download_offers import Downloads
+from delivery.server.download_offers import ServerDownloads
 from delivery.server.ports import Socket
 
 
 class Writer:
     """The one task that writes to a socket. Belongs to the event loop of its connection."""
 
-    def __init__(self, socket: Socket, core: Connection, downloads: Downloads) -> None:
+    def __init__(self, socket: Socket, core: Connection, downloads: ServerDownloads) -> None:
         self.closing: tuple[int, str] | None = None
         self._socket = socket
         self._core = core
