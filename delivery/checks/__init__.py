@@ -1,4 +1,4 @@
-"""System checks: `delivery.E...` for what cannot work, `delivery.W...` for what will surprise. Ids are stable.
+"""System checks: `delivery.E...` for errors, `delivery.W...` for likely surprises. Ids are stable.
 
 | id   | says |
 |------|------|
@@ -17,7 +17,7 @@
 | E101 | a Redis elsewhere without a password |
 | E102 | a Redis elsewhere without TLS |
 | E103 | DEBUG is on |
-| E104 | browsers of every Origin may connect |
+| E104 | `"*"` among the hosts or Origins |
 | E105 | the web server takes smaller messages than we do |
 | E106 | daphne is the web server |
 | E107 | the core channel layer under redis-py 8 without a timeout |
@@ -37,13 +37,13 @@
 | W014 | our tables are read elsewhere than written |
 | W015 | users are in another database than our tables |
 
-W003 and W004 look at what runs, so they run only when asked for: `manage.py check --deploy`. E101 and above, and W007,
-are for a site that strangers can reach, and run only then, too.
+W003 and W004 ask running services, so they run only with `manage.py check --deploy`. E101 and above, and W007, are for
+public sites and also run only with `--deploy`.
 
     settings.py      the values of `DELIVERY`
     celery.py        the site's Celery app, its broker and its workers
-    integration.py   what else a site connects to the app
-    deployment.py    what strangers could misuse
+    integration.py   policy, Redis, channel layer, web server, storage, database and URLs
+    deployment.py    public sites (`check --deploy`)
 """
 
 from __future__ import annotations

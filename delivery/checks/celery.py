@@ -1,4 +1,4 @@
-"""System checks of the site's Celery app: what it is made of, its broker and beat, its workers."""
+"""System checks of the site's Celery app: its options, broker, beat and workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SWEEP_LINE = '"delivery-sweep": {"task": "delivery.sweep", "schedule": 30.0}'
 
 
 def register_all(tag: str) -> None:
-    """Register every check of this module; the one of workers asks Redis."""
+    """Register every check of this module. `check_workers` asks Redis, so it runs only with `--deploy`."""
     checks.register(check_app, tag)
     checks.register(check_broker, tag)
     checks.register(check_workers, tag, deploy=True)
 
 
 def check_app(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check the site's Celery app. Asks no broker."""
+    """Check the site's Celery app, without connecting to the broker."""
     if check_settings():
         return []
     app = dispatch.site_app()
@@ -59,7 +59,7 @@ def _check_options(app: dispatch.SiteApp) -> Iterable[CheckMessage]:
 
 
 def check_broker(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that the site's Celery app, where there is one, names a broker and has something start the sweeper."""
+    """Check that the site's Celery app, if there is one, names a broker and schedules the sweep."""
     app = dispatch.site_app()
     found: list[CheckMessage] = []
     if app.configured and not app.broker_urls:
@@ -83,7 +83,7 @@ def check_broker(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> lis
 
 
 def check_workers(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Look whether a worker lives. Asks Redis, hence only with `check --deploy`."""
+    """Check that a worker is alive. Asks Redis."""
     if check_settings():
         return []
     try:

@@ -1,6 +1,6 @@
-"""System checks of a site that strangers can reach: what `manage.py check --deploy` fails on.
+"""System checks of a public site, for `manage.py check --deploy`.
 
-They look at settings and environment alone; nothing is asked that runs.
+They read only settings and the environment. They ask no running service.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def register_all(tag: str) -> None:
 
 
 def check_redis(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that whatever Redis is not on this machine wants a password and speaks TLS."""
+    """Check that every Redis on another machine needs a password and uses TLS."""
     return [message for name, url in _redis_urls() for message in _check_url(name, url)]
 
 
@@ -81,24 +81,28 @@ def _is_here(parts: SplitResult) -> bool:
 
 
 def check_site(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that no page of just any site may connect, and that errors don't show what nobody should see."""
+    """Check that DEBUG is off, and that neither hosts nor Origins hold `*`.
+
+    An Origin must equal the scheme and host of the handshake. `ALLOWED_HOSTS` with `*` accepts any host name that
+    somebody points at this server, and so the pages of that name. `ALLOWED_ORIGINS` is compared literally: `*` in it
+    matches no Origin.
+    """
     found: list[CheckMessage] = []
     if django_settings.DEBUG:
         found.append(Error("DEBUG is on: error pages show settings and data.", id="delivery.E103"))
     origins = conf.current().allowed_origins
-    if (origins is None and "*" in django_settings.ALLOWED_HOSTS) or "*" in (origins or ()):
-        found.append(
-            Error(
-                "Browsers of every Origin may connect: ALLOWED_HOSTS or DELIVERY['ALLOWED_ORIGINS'] has '*'.",
-                hint="List the site's own: DELIVERY['ALLOWED_ORIGINS'] = ['https://example.org'].",
-                id="delivery.E104",
-            )
-        )
+    hint = "List the site's own: DELIVERY['ALLOWED_ORIGINS'] = ['https://example.org']."
+    if origins is None and "*" in django_settings.ALLOWED_HOSTS:
+        text = "ALLOWED_HOSTS has '*': pages of any host name that leads to this server may connect."
+        found.append(Error(text, hint=hint, id="delivery.E104"))
+    if "*" in (origins or ()):
+        text = "DELIVERY['ALLOWED_ORIGINS'] has '*', which matches no Origin: it is no wildcard."
+        found.append(Error(text, hint=hint, id="delivery.E104"))
     return found
 
 
 def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check the web server, as far as it can be told before it runs."""
+    """Check the web server's settings before it runs."""
     found: list[CheckMessage] = []
     options = conf.current()
     limit = os.environ.get("UVICORN_WS_MAX_SIZE", "")
@@ -119,7 +123,7 @@ def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> lis
 
 
 def check_layer(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check for the channel layer that redis-py 8 breaks: it blocks for as long as a socket may be silent."""
+    """Check for the core channel layer under redis-py 8, whose default socket timeout ends its blocking reads."""
     if int(version("redis").partition(".")[0]) < 8:
         return []
     return [
@@ -139,7 +143,7 @@ def _has_timeout(config: dict[str, Any]) -> bool:
 
 
 def check_celery(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that workers take nothing but JSON: pickle and YAML run what whoever reaches the broker sends."""
+    """Check that workers accept only JSON. Pickle and YAML let anyone who reaches the broker run code."""
     more = sorted(set(dispatch.site_app().accepts) - JSON)
     if not more:
         return []

@@ -1,7 +1,6 @@
 """System checks of what a site connects to the app: policy, Redis, channel layer, web server, storage, database, URLs.
 
-Each finds a line that is missing, and names it in its hint. They read settings and import what the settings name; nothing is
-connected to.
+Each finds a missing setting and names it in its hint. They read settings and import what these name, and connect to nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def register_all(tag: str) -> None:
 
 
 def check_policy(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that the site's policy is a class that is there, that needs no arguments, and has every method."""
+    """Check that the site's policy is an importable class that needs no arguments and has every method."""
     path = conf.current().policy
     fault = _policy_fault(path)
     if fault is None:
@@ -67,7 +66,7 @@ def _policy_fault(path: object) -> str | None:
 
 
 def check_redis_url(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that the URL of the chunk buffer can be read. Whether anybody answers there, `delivery_web` says."""
+    """Check that the URL of the chunk buffer can be parsed. Whether Redis answers, `delivery_web` says at its start."""
     url: object = conf.current().redis_url
     fault = pool.url_fault(url) if isinstance(url, str) else None  # else delivery.E003
     if fault is None:
@@ -91,11 +90,11 @@ def check_layer(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list
 
 
 def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Look at the web server, as far as it can be told before it runs."""
+    """Check the web server's settings before it runs."""
     found: list[CheckMessage] = []
     options = conf.current()
     limit = os.environ.get("UVICORN_WS_MAX_SIZE", "")
-    known = limit.isdecimal() and not check_settings()  # else ours may be no numbers
+    known = limit.isdecimal() and not check_settings()  # else our limits may not be numbers
     if known and int(limit) < max(options.max_message, options.plain_max_message):
         found.append(
             Warning(
@@ -118,7 +117,7 @@ def check_server(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> lis
 
 
 def check_storage(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that no web server hands payloads out: that they don't lie where it serves files from."""
+    """Check that payloads are not kept in a directory that a web server serves."""
     alias = conf.current().storage
     location = _location_of(alias)
     where = None if location is None else _public_place(location)
@@ -133,7 +132,7 @@ def check_storage(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> li
 
 
 def _location_of(alias: object) -> Path | None:
-    """Return the directory of a storage that is one, made without looking at the disk; None for any other."""
+    """Return the directory of a file system storage, None for any other. Does not touch the disk."""
     configured: Any = django_settings.STORAGES
     backend = configured.get(alias, {}).get("BACKEND")
     try:
@@ -156,7 +155,7 @@ def _public_place(location: Path) -> str | None:
 
 
 def check_databases(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that our tables, which one transaction changes together, are in one database, and that SQLite can share it."""
+    """Check that our tables are in one database, as our transactions need, and that several processes can use SQLite."""
     models = list(apps.get_app_config("delivery").get_models())
     places = {model._meta.label: router.db_for_write(model) for model in models}
     if len(set(places.values())) > 1:
@@ -199,7 +198,7 @@ def _check_sqlite(place: str) -> Iterator[CheckMessage]:
 
 
 def check_urls(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that payload.url() has something to lead to."""
+    """Check that `delivery.urls` is included: `payload.url()` needs it."""
     if not getattr(django_settings, "ROOT_URLCONF", None):
         return []
     try:
