@@ -141,7 +141,7 @@ class ServerConnection:
         works = [*self.uploads.detach_all(), *self.downloads.detach_all()]
         if not works:
             return
-        detaching = [asyncio.ensure_future(self.process.see_through(self._detached(work))) for work in works]
+        detaching = [self.process.see_through(self._detached(work)) for work in works]
         _, late = await asyncio.wait(detaching, timeout=DETACH_SECONDS)
         if late:
             logger.warning("connection of %s: detaching takes longer than %s s", self.client, DETACH_SECONDS)

@@ -340,7 +340,7 @@ class ServerUploads(ConnectionPart):
         if upload.receiver.live:
             connection.core.queue_acks(time.monotonic())
             connection.core.abort(upload.receiver, code, message, final=final)
-        work = self._process.see_through(_discard(upload)) if final else self._detach(upload)
+        work = _until(self._process.see_through(_discard(upload))) if final else self._detach(upload)
         connection.spawn(work, "detach")
         connection.wake()
 
@@ -454,6 +454,10 @@ class ServerUploads(ConnectionPart):
                 again=True,
             )
             await self._process.publish(dispatch.STORE, request.arguments(), marker=request.marker)
+
+
+async def _until(work: asyncio.Future[None]) -> None:
+    await work
 
 
 async def _discard(upload: AnyUpload) -> None:

@@ -155,12 +155,15 @@ class WebProcess:
         """Return what `admission.ask_small` does; offers to the same addresses that come together are asked for once."""
         return await self.policy.ask(user.pk, offer.to, lambda: admission.ask_small(user, offer))
 
-    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`. Cancelling the caller, whose connection is gone, leaves it running; `stop` waits for it."""
+    def see_through(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Start `work` and return what to await. Cancelling that leaves it running; `stop` waits for it.
+
+        It starts here and not with the first await: a caller whose connection is gone may never come to that.
+        """
         task = asyncio.ensure_future(work)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
-        return await asyncio.shield(task)
+        return asyncio.shield(task)
 
     async def _take_small(self, batch: Sequence[SmallOffer]) -> list[FinishedUpload | None]:
         taken = await self._write(inline.store_whole, batch)
