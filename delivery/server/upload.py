@@ -325,9 +325,6 @@ class UploadReceiver:
 
     def _on_wake(self, message: dict[str, Any]) -> None:
         event = message.get("event")
-        if worker := message.get("worker"):
-            self.worker, self.worker_at = str(worker), time.monotonic()
-            self._reports.moved_by(self.worker)
         if event == "stored":
             self._storage_failures = 0
             self._moved(message["lease"], message["position"])
@@ -342,6 +339,9 @@ class UploadReceiver:
             self._completion.again()
         elif event == "ended":
             self._ended = str(message.get("code") or "cancelled")
+        if worker := message.get("worker"):  # only now: a wake-up that is not understood says nothing of its worker
+            self.worker, self.worker_at = str(worker), time.monotonic()
+            self._reports.moved_by(self.worker)
         self._woken.set()
 
     def _moved(self, lease: int, position: int) -> None:

@@ -33,8 +33,8 @@ def test_a_failure_is_told_in_words():
 def test_every_kind_of_event_that_the_library_notes_has_words():
     """A kind without words shows as it is stored: not wrong, but not for operators."""
     sources = Path(delivery.__file__).parent.rglob("*.py")
-    noted = {kind for source in sources for kind in re.findall(r'events\.note\(\s*"(\w+)"', source.read_text())}
-    assert noted, "found no call of events.note: has it been renamed?"
+    noted = {kind for source in sources for kind in re.findall(r'timeline\.note\(\s*"(\w+)"', source.read_text())}
+    assert noted, "found no call of timeline.note: has it been renamed?"
     assert noted <= set(words.EVENT_KINDS)
 
 
