@@ -3,7 +3,7 @@
     DeliveryError
     ├── UsageError              local misuse: an argument or a call that cannot be right
     │   └── ConfigurationError  a setting that is unknown, impossible or missing
-    ├── ProtocolViolation       the peer broke PROTOCOL.md; carries the close code and reason
+    ├── ProtocolViolation       the peer broke the protocol; carries the close code and reason
     │   └── MessagesLost        something on the way swallowed messages; smaller chunks may pass
     ├── Refused                 the policy or a limit says no; carries the wire code
     ├── TransferAborted         a transfer ended early; carries the wire code and whether it is final

@@ -93,7 +93,7 @@ async def _send(kind: str, target: str, event: str, detail: dict[str, Any]) -> N
 class _LoopThread:
     """One event loop in one thread, for as long as its process lives.
 
-    `async_to_sync` would open a connection to the channel layer's Redis for every call (2 ms, PLATFORM.md).
+    `async_to_sync` would open a connection to the channel layer's Redis for every call (2 ms).
     """
 
     def __init__(self) -> None:

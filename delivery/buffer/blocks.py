@@ -1,6 +1,6 @@
-"""Blocks on their way out: put by the task that stages a range, read by every web process that has a recipient.
+"""Blocks of deliveries: the task that stages a range writes them, every web process with a recipient reads them.
 
-Redis holds them in groups: what is fixed in a value costs as much as the movement of its first 100 KiB.
+Redis holds them in groups, because the fixed cost of a value equals that of moving 100 KiB.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Block:
 async def aget(line: Stream, payload: UUID, size: int, group: int) -> list[Block] | None:
     """Return the blocks of a group of a payload of `size` bytes, or None where they are missing or damaged.
 
-    A range that is there in part only (evicted, or dropped by one reader while it was staged for another) then counts
-    as not staged, so that whoever asks for it gets all of it.
+    A range of which only a part is present (evicted, or dropped by one reader while it was staged for another) then
+    counts as not staged, so that the next request stages all of it.
     """
     index, number = divmod(group, RANGE_GROUPS)
     packed, value = await line.get([keys.range_checksums(payload, index), keys.group(payload, group)])
@@ -53,7 +53,7 @@ async def aget(line: Stream, payload: UUID, size: int, group: int) -> list[Block
 
 
 def _checked(packed: Data, first: int, value: Data) -> list[Block] | None:
-    """Return the blocks of a group, the `first`-th of its range and those behind it; None where one has another checksum."""
+    """Return the blocks of a group, beginning with block `first` of its range; None if a checksum differs."""
     view = memoryview(value)
     parts = [view[at : at + BLOCK_SIZE] for at in range(0, len(view), BLOCK_SIZE)]
     if len(packed) < 4 * (first + len(parts)):
@@ -75,9 +75,9 @@ def staged_command(payload: UUID, index: int) -> exchange.Command:
 
 
 def put(payload: UUID, size: int, index: int, blocks: Iterator[bytes | memoryview]) -> None:
-    """Stage range `index` of a payload of `size` bytes: its blocks, then their checksums, whose being there says that all are.
+    """Stage range `index` of a payload of `size` bytes: first its blocks, then their checksums, which mark it as staged.
 
-    Each block is sent before the next is asked for, from where it lies: it may be a view of one buffer. Raises
+    Each block is sent without a copy before the next is requested, so all may be views of one buffer. Raises
     `BufferUnavailable`, and what `blocks` raises.
     """
     seconds = int(conf.current().buffer_expiry)
@@ -90,13 +90,13 @@ def put(payload: UUID, size: int, index: int, blocks: Iterator[bytes | memoryvie
         for _ in groups:
             line.reply()
         packed = struct.pack(f">{len(checksums)}I", *checksums)
-        # It goes a little before its blocks do, so that a range is missing as a whole rather than in part.
+        # It expires a little before its blocks, so that a range disappears as a whole rather than in part.
         line.send(("SET", keys.range_checksums(payload, index), packed, "EX", max(1, seconds - 5)))
         line.reply()
 
 
 def _noting(checksums: list[int], blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Give blocks on, and note the checksum of each when it was sent: Redis has something to do meanwhile."""
+    """Yield the blocks, and record the checksum of each after it was sent, while Redis receives it."""
     for block in blocks:
         yield block
         checksums.append(checksum(block))

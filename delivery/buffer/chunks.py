@@ -1,4 +1,4 @@
-"""Chunks on their way in: put by a web process, fetched once by the task that stores them, then dropped."""
+"""Chunks of uploads: a web process writes them, the task that stores them fetches them once and drops them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def aput_checksums(line: Stream, payload: UUID, lease: int, run: ChunkRang
 
 
 async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
-    """Return (chunk size, byte position) that a lease has buffered up to; (0, 0) where nothing is known of it."""
+    """Return (chunk size, byte position) up to which a lease has buffered; (0, 0) if unknown."""
     with reporting():
         value = await aclient().get(keys.progress(payload, lease))
     if value is None:
@@ -46,7 +46,7 @@ async def abuffered(payload: UUID, lease: int) -> tuple[int, int]:
 
 
 async def akeep(payload: UUID, lease: int, run: ChunkRange) -> None:
-    """Give the chunks of a run that still waits for a worker another lifetime."""
+    """Renew the TTL of a run's chunks, which still wait for a worker."""
     seconds = int(conf.current().buffer_expiry)
     with reporting():
         pipe = aclient().pipeline(transaction=False)
@@ -57,9 +57,9 @@ async def akeep(payload: UUID, lease: int, run: ChunkRange) -> None:
 
 
 def fetch(payload: UUID, lease: int, run: ChunkRange, *first: exchange.Command) -> Iterator[bytes]:
-    """Yield the data of a run in pieces of at most 256 KiB, each chunk checked when its last piece was taken.
+    """Yield the data of a run in pieces of at most 256 KiB. Each chunk is checked after its last piece.
 
-    `first`: commands to run on the way, whose replies nobody needs, be they errors.
+    `first`: commands to send along; their replies are ignored, errors included.
 
     Raises `ChunksLost` at the first chunk that is gone (with its seq), `IntegrityError` where Redis gives back other
     bytes than were put there, `BufferUnavailable`.
@@ -68,7 +68,7 @@ def fetch(payload: UUID, lease: int, run: ChunkRange, *first: exchange.Command) 
     with exchange.connection() as line:
         line.send(*first, ("GET", _checksums(payload, lease, run)), ("MGET", *names))
         for _ in first:
-            with contextlib.suppress(redis.ResponseError):  # a Redis that is full is to be emptied by this very task
+            with contextlib.suppress(redis.ResponseError):  # Redis may be full: this task makes room
                 line.reply()
         expected = _unpacked(line.reply(), len(names))
         line.expect(len(names))
@@ -84,7 +84,7 @@ def fetch(payload: UUID, lease: int, run: ChunkRange, *first: exchange.Command) 
 
 
 def _unpacked(packed: bytes | None, count: int) -> tuple[int, ...] | None:
-    """Return the checksums of `count` chunks, None for a run that was cut anew on resuming, which left none."""
+    """Return the checksums of `count` chunks, None for a run that was re-cut on resuming, which has none."""
     if packed is None or len(packed) != 4 * count:
         return None
     return struct.unpack(f">{count}I", packed)
@@ -96,7 +96,7 @@ def drop_command(payload: UUID, lease: int, run: ChunkRange) -> exchange.Command
 
 
 def drop(payload: UUID, lease: int, run: ChunkRange) -> None:
-    """Remove what a run left in the buffer: it is stored, or wanted no more."""
+    """Remove a run from the buffer: it is stored, or no longer needed."""
     exchange.run_commands(drop_command(payload, lease, run))
 
 

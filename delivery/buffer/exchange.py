@@ -18,7 +18,7 @@ import redis
 
 from delivery.buffer.pool import client, give_room, reporting
 
-READ_AHEAD_BYTES = 4096  # of replies: what is larger is read past it, but for as much as came with its head
+READ_AHEAD_BYTES = 4096  # of replies; the rest of a larger value is read directly into the caller's buffer
 LINE_BYTES = 512  # at most: an error's text; the head of a value has a few bytes
 
 Command = Sequence[str | bytes | int]
@@ -46,7 +46,7 @@ class Exchange:
     def send_value(self, name: str, length: int, parts: Iterable[bytes | memoryview], seconds: int) -> None:
         """Send the command that sets the key `name` for `seconds`.
 
-        Its value, `length` bytes in all, goes out from where it lies: each part before the next is asked for.
+        Its value, `length` bytes in all, is sent without a copy: each part before the next is requested.
         """
         head, tail = setting(name, length, seconds)
         self._owed += 1
@@ -130,7 +130,7 @@ class Exchange:
         return line[:-2]
 
     def finish(self) -> None:
-        """Raise `redis.RedisError` where replies are left: the connection is of no more use then."""
+        """Raise `redis.RedisError` if replies are left: the connection is unusable then."""
         if self._owed or self._left:
             raise redis.InvalidResponse("replies were not read")
 
@@ -173,9 +173,9 @@ def refusal(line: bytes) -> redis.ResponseError:
 
 @contextlib.contextmanager
 def connection() -> Iterator[Exchange]:
-    """Talk to Redis on one connection, which is kept only where every reply was read.
+    """Use one connection to Redis, which is kept only if every reply was read.
 
-    Blocks: for threads and workers. Nothing is tried again. Raises `BufferUnavailable`.
+    Blocks: for threads and workers. There are no retries. Raises `BufferUnavailable`.
     """
     with reporting():
         pool = client().connection_pool

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from delivery import conf
 
-#: Raise it when the meaning of keys changes: old and new processes then keep apart. One key alone gets another letter.
+#: Raise it when the meaning of keys changes: old and new processes then use separate keys. For a single key, change its letter.
 LAYOUT = "1"
 
 
@@ -15,7 +15,7 @@ def _key(*parts: object) -> str:
 
 
 def chunk(payload: UUID, lease: int, seq: int) -> str:
-    """The data of one chunk. Carries the lease, so that a zombie writes where nobody reads."""
+    """The data of one chunk. Its name has the lease, so that nobody reads what an old writer writes."""
     return _key("c", payload.hex, lease, seq)
 
 
@@ -41,12 +41,12 @@ def group(payload: UUID, index: int) -> str:
 
 
 def range_checksums(payload: UUID, index: int) -> str:
-    """CRC-32C of each block of range `index` (16 MiB by offset), as big-endian u32. Is there: the range is staged."""
+    """CRC-32C of each block of range `index` (16 MiB by offset), as big-endian u32. Exists if the range is staged."""
     return _key("s", payload.hex, index)
 
 
 def marker(*parts: object) -> str:
-    """Somebody has asked for this already; nobody else needs to for a while."""
+    """A marker: this work has been requested, and need not be requested again for a while."""
     return _key("m", *parts)
 
 
@@ -61,12 +61,12 @@ def webs() -> str:
 
 
 def left(worker: str) -> str:
-    """Is there: that worker drains."""
+    """Exists while that worker drains."""
     return _key("left", worker)
 
 
 def handover(payload: UUID, lease: int) -> str:
-    """Runs for a task that is at work on that upload; is there while one takes more."""
+    """Runs for the task that works on that upload; exists while a task takes more."""
     return _key("o", payload.hex, lease)
 
 

@@ -1,12 +1,12 @@
-"""Short-lived claims on work, so that each piece of work is done by one task: every claim lapses by its TTL.
+"""Short-lived claims on work, so that one task does each piece of work. Every claim expires by its TTL.
 
-- A *marker* says that somebody has asked for a piece of work. Nobody asks for the same work while the marker holds.
+- A *marker* says that a piece of work was requested. Nobody requests the same work while the marker exists.
 - A *digest record* says how far a payload is hashed. One task at a time holds it. Without it a payload is hashed from
   its first byte when it is sealed.
-- A *handover list* is there while a task takes more runs of an upload. It exists for speed: a run on the list saves one
+- A *handover list* exists while a task takes more runs of an upload. It exists for speed: a run on the list saves one
   message through Celery, about 2 ms. Without it, each run is published as a task of its own.
 
-The fencing number that guards rows and chunk keys is not in here: the transfer's row has it.
+The fencing number that guards rows and chunk keys (also called lease) is not kept here but in the transfer's row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from delivery.buffer.pool import aclient, client, reporting
 
 FIRST_SECONDS = 2.0
 LONGEST_SECONDS = 60.0
-HANDOVER_SECONDS = 10  # a list that its task has not renewed for so long: most likely the task was killed
+HANDOVER_SECONDS = 10  # a list that its task has not renewed for this long is dropped: the task was probably killed
 MOST_HANDED_OVER = 10_000  # more than any list has: a window holds a few runs
 DIGEST_HELD = b"held"
 DIGEST_HELD_SECONDS = 10  # longer than a holder may take; the record of one that was killed is lost
@@ -107,8 +107,8 @@ def drop_digest(payload: UUID) -> None:
 # -- handover lists --------------------------------------------------------------------------------------------------
 #
 # A task opens its list by an entry of its own, and runs are added only to a list that exists. Taking removes the whole
-# list. Hence each run either has a task that will look for it, or is published. A run that a killed worker took with it
-# is asked for again, like any other.
+# list. So each run either has a task that will look for it, or is published. A run that a killed worker had taken is
+# requested again, like any other.
 
 
 def open_handover_commands(payload: UUID, lease: int) -> tuple[exchange.Command, ...]:

@@ -1,4 +1,4 @@
-"""Connections to Redis: one pool of threads' connections a process, one pool of asyncio connections an event loop."""
+"""Connections to Redis: one pool for threads per process, one asyncio pool per event loop."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def aclient() -> Any:
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Await a command. Cancelling the caller leaves it running, within its timeouts.
 
-    redis-py may take a cancellation for its own timeout's and go on, so that whoever was cancelled waits for ever; and a
-    connection that is given up half-way has to be opened anew.
+    redis-py may mistake a cancellation for its own timeout and continue, so that the cancelled caller waits for ever. And
+    a connection that is abandoned within a reply must be opened anew.
     """
     task = asyncio.ensure_future(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -106,7 +106,7 @@ class _WholePipeline(redis.asyncio.client.Pipeline):
 
 
 class _WholeClient(redis.asyncio.Redis):
-    """A client whose commands are not broken off by cancelling who waits for them."""
+    """A client whose commands continue when their caller is cancelled."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         return await _to_the_end(super().execute_command(*args, **options))  # type: ignore[no-untyped-call,unused-ignore]
@@ -129,10 +129,10 @@ async def _close(one: redis.asyncio.Redis) -> None:
 
 
 def give_room(target: Any) -> None:
-    """Let a Unix socket hold so much that Redis has not read yet; the system may grant less.
+    """Enlarge the send buffer of a Unix socket to Redis; the system may grant less.
 
-    Linux gives it 208 KiB, and each time that it is full costs a turn of both processes: on two cores writing there takes
-    half as much again of the processor's time. TCP finds its own measure.
+    Linux's default is 208 KiB, and each full buffer costs a switch between both processes: on two cores writing then takes
+    half as much processor time again. TCP sizes its buffers itself.
     """
     if target.family == getattr(socket, "AF_UNIX", None):
         with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ def new_subscriber_client() -> redis.asyncio.Redis:
 
 
 def url_fault(url: str) -> str | None:
-    """Return why redis-py takes no such URL, None where it does. Connects to nothing, and repeats no part of it: a password."""
+    """Return why redis-py refuses a URL, None if it accepts it. Does not connect, and shows no part of it (a password)."""
     scheme, _, rest = url.partition("://")
     if scheme not in ("redis", "rediss", "unix"):
         return "it begins with none of redis://, rediss:// and unix://"
@@ -183,7 +183,7 @@ def answers() -> bool:
 
 
 async def aclock() -> int:
-    """Return Redis's own clock in microseconds: the one clock that all web processes share, whatever their hosts say."""
+    """Return Redis's clock in microseconds, which all web processes share."""
     with reporting():
         seconds, micros = await aclient().time()
         return int(seconds) * 1_000_000 + int(micros)

@@ -1,4 +1,4 @@
-"""Wake-ups over plain pub/sub: small JSON objects on topics, at most once. Whoever waits also looks for itself."""
+"""Wake-ups over plain pub/sub: small JSON objects on topics, at most once. Waiters also poll."""
 
 from __future__ import annotations
 
@@ -90,5 +90,5 @@ class Subscriber:
             try:
                 listener(json.loads(data))
             except (ValueError, TypeError, LookupError, AttributeError) as error:
-                # From another version, in a rolling deploy. It may not end the wake-ups of everybody else.
+                # From another version, in a rolling deploy. It must not end the wake-ups of others.
                 logger.warning("wake-up %.100r not understood: %s", data, error)

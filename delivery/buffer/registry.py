@@ -1,7 +1,7 @@
-"""Which workers and which web processes live: each renews its entry every few seconds. By Redis's own clock.
+"""The live workers and web processes: each renews its entry every few seconds. Times are Redis's own.
 
-The entry of a killed process lapses. The list of web processes exists for speed: a web process that knows that it is
-alone tells its own sockets of a new delivery at once, without pub/sub. Without the list, nothing is lost but that.
+The entry of a killed process expires. The list of web processes exists for speed: a web process that knows that it is
+alone notifies its own sockets of a new delivery directly, without pub/sub. Without the list, only that is lost.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WEBS_TOPIC = "webs"
 
 
 def unmark_left(worker: str) -> None:
-    """Say that `worker` does not drain, without taking tasks: an earlier worker of its name may have drained."""
+    """Clear the drain mark of `worker`, which an earlier worker of the same name may have left."""
     with reporting():
         client().unlink(keys.left(worker))
 
 
 def renew_worker(worker: str) -> None:
-    """Say that `worker` lives and takes tasks."""
+    """Register `worker` as alive and taking tasks."""
     with reporting():
         seconds, micros = client().time()
         pipe = client().pipeline(transaction=False)
@@ -38,7 +38,7 @@ def renew_worker(worker: str) -> None:
 
 
 def remove_worker(worker: str) -> None:
-    """Say that `worker` takes no more tasks."""
+    """Register that `worker` takes no more tasks."""
     with reporting():
         pipe = client().pipeline(transaction=False)
         pipe.zrem(keys.workers(), worker)
@@ -72,7 +72,7 @@ def alive_workers() -> frozenset[str]:
 
 
 async def arenew_web(web: str) -> frozenset[str]:
-    """Say that `web` lives; return the ids of all that live, its own among them. Raises `BufferUnavailable`."""
+    """Register `web` as alive; return the ids of all live web processes, itself included. Raises `BufferUnavailable`."""
     with reporting():
         seconds, micros = await aclient().time()
         pipe = aclient().pipeline(transaction=False)
@@ -91,6 +91,6 @@ async def aannounce_web(web: str) -> None:
 
 
 async def aremove_web(web: str) -> None:
-    """Say that `web` ends."""
+    """Remove `web`, which ends."""
     with reporting():
         await aclient().zrem(keys.webs(), web)

@@ -1,7 +1,7 @@
 """Large values of Redis, written and read by an event loop: pipelined commands on a connection of their own.
 
-What it buys: no caller waits for a connection, and the kernel alone copies. Values are sent from where they lie, and read
-straight into the buffer that the caller gets. A pipeline of redis-py takes dozens of calls through its pool, retries and
+What it buys: no caller waits for a connection, and only the kernel copies. Values are sent from the caller's buffers, and
+read directly into the buffer that the caller gets. A pipeline of redis-py takes dozens of calls through its pool, retries and
 timeouts, and copies its replies three times; a thread avoids the copies, but each value then crosses between threads.
 Without this module redis-py's client does the same, more slowly. Opening the connection, with its login and options,
 remains redis-py's.
@@ -60,7 +60,7 @@ class _Pending:
 
 
 class _Replies(asyncio.BufferedProtocol):
-    """Takes the replies, which come in the order of the commands."""
+    """Reads the replies, which come in the order of the commands."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -74,7 +74,7 @@ class _Replies(asyncio.BufferedProtocol):
 
     @property
     def usable(self) -> bool:
-        """Whether more can be written: the connection is there, and was heard of lately or is waited for."""
+        """Whether more can be written: the connection is open, and answered lately or has replies pending."""
         waited = bool(self._pending)
         return not self.transport.is_closing() and (waited or time.monotonic() - self._heard < IDLE_SECONDS)
 
@@ -85,7 +85,7 @@ class _Replies(asyncio.BufferedProtocol):
         return pending.done
 
     def give_up(self, error: Exception) -> None:
-        """Break the connection off: no more replies come."""
+        """Abort the connection: no more replies come."""
         self._fail(error)
         self.transport.abort()
 

@@ -1,4 +1,4 @@
-"""The demo's accounts: made where they are missing, with random passwords that stand in one private file."""
+"""The demo's accounts: created if missing, with random passwords that are kept in one private file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from delivery.launch.state import write_private
 
 @dataclass(frozen=True)
 class DemoAccounts:
-    """Whom to make. A site without `DELIVERY_DEMO` in its settings gets nobody."""
+    """The accounts to create: none without `DELIVERY_DEMO` in the site's settings."""
 
     users: tuple[str, ...] = ()
     superuser: str | None = None
@@ -38,7 +38,7 @@ class DemoAccounts:
             if manager.filter(**{get_user_model().USERNAME_FIELD: name}).exists():
                 continue
             known.setdefault(name, secrets.token_urlsafe(12))
-            # Before the row: an account whose password nobody knows is of no use.
+            # The password is written before the row: an account with an unknown password is useless.
             write_private(passwords, "".join(f"{user} {password}\n" for user, password in known.items()))
             self._create(name, known[name])
 

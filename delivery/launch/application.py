@@ -1,4 +1,4 @@
-"""The site's ASGI application: imported, looked at for what is missing in it, made to answer every handshake."""
+"""The site's ASGI application: imports it, reports missing parts, and makes it answer every handshake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUTES = 'application = ProtocolTypeRouter({"http": ASGIStaticFilesHandler(appli
 
 
 def site_application() -> Any:
-    """Return what ASGI_APPLICATION names. Raises UsageError where it is not set, or can serve no socket."""
+    """Return the application that ASGI_APPLICATION names. Raises UsageError if it is not set or cannot serve a socket."""
     path = getattr(settings, "ASGI_APPLICATION", None)
     if not path:
         raise UsageError(
@@ -34,14 +34,14 @@ def site_application() -> Any:
 
 
 def _routes(application: Any) -> dict[str, Any]:
-    """Return the parts of a ProtocolTypeRouter; empty where the application is of a kind that can't be looked into."""
+    """Return the parts of a ProtocolTypeRouter; empty for any other kind of application."""
     if not isinstance(application, ProtocolTypeRouter):
         return {}
     return {"websocket": None, **application.application_mapping}
 
 
 def notices(application: Any) -> Iterator[str]:
-    """Say what a page or a client would lack. Where DEBUG is off, a proxy or a middleware serves static files."""
+    """Report what pages or clients would miss. With DEBUG off, a proxy or a middleware serves static files."""
     http = _routes(application).get("http")
     bare = isinstance(http, ASGIHandler) and not isinstance(http, ASGIStaticFilesHandler)
     if settings.DEBUG and bare and "django.contrib.staticfiles" in settings.INSTALLED_APPS:

@@ -1,4 +1,4 @@
-"""The lines that a reader pastes into other terminals: printed by `up`, shown on the demo's page."""
+"""The commands to paste into other terminals: printed by `up`, shown on the demo's page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def terminal_lines(url: str, *, python: str = "python", variables: str = "") -> 
     """
 
     def client(user: str, arguments: str) -> str:
-        # In a variable of this one command, and not among its arguments, which every user of the machine can see.
+        # In a variable of this command: every user of the machine can see its arguments.
         token = f"DELIVERY_TOKEN=$({variables}{python} manage.py delivery_token {user})"
         return f"{token} {python} -m delivery.client {arguments} --url {url}"
 

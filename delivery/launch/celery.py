@@ -44,9 +44,9 @@ def queues(app_name: str, current: Settings) -> list[str]:
 
 
 def replace_process(app_name: str, *arguments: str, **variables: str) -> NoReturn:
-    """Become `celery -A app_name arguments`: not a wrapper, so that SIGTERM is Celery's warm shutdown.
+    """Replace this process with `celery -A app_name arguments`, so that SIGTERM reaches Celery itself (warm shutdown).
 
-    `variables`: of its environment, beside our own.
+    `variables`: environment variables in addition to ours.
     """
     variables = environment.python_path(environment.with_malloc(os.environ)) | variables
     sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""The launcher's output: lines of all parts, each with the name of its part in front.
+"""The launcher's output: the lines of all parts, prefixed with the part's name.
 
-Written by a thread of its own, so that a terminal that was stopped with Ctrl-S, or a pipe that nobody reads, holds up
-neither the launcher nor the parts. Its queue is bounded; lines that don't fit are dropped and counted.
+A separate thread writes, so that a terminal stopped with Ctrl-S, or an unread pipe, blocks neither the launcher nor the
+parts. Its queue is bounded; lines that don't fit are dropped and counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Console:
         self._thread.start()
 
     def line(self, name: str, text: str) -> None:
-        """Write one line of the part `name`, escaped: a stranger may have chosen words in it. Never blocks."""
+        """Write one line of the part `name`, escaped, since it may hold untrusted text. Never blocks."""
         prefix = f"{name:<{NAME_WIDTH}}|"
         if self._coloured:
             prefix = f"\x1b[{COLOURS.get(name.rstrip('0123456789'), 0)}m{prefix}\x1b[0m"

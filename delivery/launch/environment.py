@@ -1,9 +1,9 @@
-"""What the parts find in their environment.
+"""The environment of the parts, malloc settings included.
 
-glibc gives every block of 128 KiB and more its own mapping and unmaps it when freed, so that each chunk is paid for
-in page faults. With these settings, chunks and blocks come from the heap: twice the throughput of downloads, a
-quarter more of uploads, and a Valkey (built on libc malloc) that is up to three times faster (docs: architecture).
-They act only at the start of a process; hence they are set before exec, by our own commands, for nobody else.
+glibc maps every block of 128 KiB and more separately and unmaps it when freed, so that each chunk costs page faults. With
+these settings, chunks and blocks come from the heap: twice the throughput of downloads, a quarter more of uploads, and a
+Valkey (built on libc malloc) that is up to three times faster. They take effect only at the start of a process, so our own
+commands set them before exec, and only for our processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MALLOC: Mapping[str, str] = {
 
 
 def with_malloc(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with our malloc settings where glibc reads them; those already there stand."""
+    """Return the environment with our malloc settings, if glibc reads them; existing values stay."""
     if platform.libc_ver()[0] != "glibc":
         return dict(environment)
     return {**MALLOC, **environment}

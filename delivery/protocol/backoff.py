@@ -13,7 +13,7 @@ from delivery.protocol.frames import CHUNK_SIZE_MIN
 WAIT_WITHOUT_ADVICE_SECONDS = 5.0
 LOSSES = frozenset({1006, 1011})  # 1006 also where the client gave up on a silent server
 LOSSES_THAT_HALVE = 3
-CLOSES_THAT_DO_NOT_COUNT = frozenset({1001, 1012, 1013, 4429})  # nor do they end a row of losses
+CLOSES_THAT_DO_NOT_COUNT = frozenset({1001, 1012, 1013, 4429})  # nor do they end a series of losses
 CALM_SECONDS = 60.0
 
 
@@ -94,10 +94,10 @@ class Recovery:
         return Plan(stop=False, wait=self._backoff(random), chunk_size=self.chunk_size)
 
     def _count(self, how: Closed, sent: int) -> None:
-        """Count losses in a row on which nothing got through; after three of them chunks are halved.
+        """Count consecutive losses without progress; after three of them chunks are halved.
 
-        Something on the way may cut what is too big for it without a word, and a slow line may never bring a whole
-        chunk in time. At the floor nothing smaller can be tried, and it is only backed off.
+        A proxy may cut large messages without a close code, and a slow line may never carry a whole chunk in time. At the
+        smallest chunk size the client only backs off.
         """
         if how.code in CLOSES_THAT_DO_NOT_COUNT:
             return
@@ -121,7 +121,7 @@ class Recovery:
             self.attempt += 1
             return WAIT_WITHOUT_ADVICE_SECONDS if retry_after is None else retry_after
         if reaction is Reaction.RETURN and retry_after is not None:
-            # Advice holds for the first attempt after this close: should that be refused, it is backed off from.
+            # The advice applies to the first attempt after this close. If that is refused, backoff applies.
             self.attempt += 1
             return retry_after
         return self._backoff(random)

@@ -52,7 +52,7 @@ MAX_REASON_BYTES = 123  # RFC 6455 section 5.5: a control frame carries 125 byte
 
 
 def reaction_to(code: int) -> Reaction:
-    """Return what a client does after `code`; an unknown code is backed off from, as a lost connection is."""
+    """Return a client's reaction to `code`; for an unknown code it backs off, as after a lost connection."""
     known = CLOSE_CODES.get(code)
     return known.reaction if known else Reaction.BACKOFF
 

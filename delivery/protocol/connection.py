@@ -21,7 +21,7 @@ from delivery.protocol.loss_probe import LossProbe
 from delivery.protocol.messages import MAX_CONTROL_BYTES, Message
 
 HELLO_SECONDS = 5.0
-# A driver that cannot write stops reading. Should it not, a peer that floods it with pings gets no more answers.
+# A driver that cannot write should stop reading. If it does not, a peer that floods it with pings gets no more answers.
 MOST_QUEUED_PONGS = 256
 
 

@@ -1,7 +1,7 @@
 """The transfers of one connection: offering, answering, chunks and acks, in both directions (PROTOCOL sections 2 to 5).
 
-Finds the machine that a message is for, lets it decide, and says what happened. It knows handles and turns; of the
-socket, its greeting and its end `connection` knows more.
+Passes each message to the state machine of its transfer, and returns the events. It knows handles and turns. `connection`
+adds the greeting, heartbeats and the close.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which handles one direction of a connection has used (PROTOCOL section 2).
 
-A message for a handle that is no longer live is dropped, one for a handle that was never offered is a violation: this
-tells the two apart without remembering every offer.
+A message for a handle that is no longer live is dropped. A message for a handle that was never offered is a violation.
+This module tells the two apart without remembering every offer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 
 from delivery.errors import ProtocolViolation
 
-# A peer counts up by one, or skips a few. One that skips more often than this is let off the oldest of its gaps.
+# A peer counts up by one, or skips a few. Beyond this many gaps the oldest is forgotten, and its handles count as offered.
 REMEMBERED_GAPS = 64
 
 

@@ -1,4 +1,4 @@
-"""When a side pings, and when its peer has been silent for too long (PROTOCOL section 5).
+"""Decides when to ping, and when the peer has been silent for too long (PROTOCOL section 5).
 
 All times are monotonic seconds.
 """

@@ -1,8 +1,7 @@
-"""Finds chunks that something on the way swallowed (PROTOCOL section 5, "Swallowed messages").
+"""Detects chunks that a proxy swallowed (PROTOCOL section 5, "Swallowed messages").
 
-Messages arrive in order. Where the pong to a ping that was sent behind a chunk comes back, and the receiver still does
-not count that chunk, it will never arrive. A second ping, one second later, gives a receiver of an older version the
-time to report.
+Messages arrive in order. If a ping that was sent after a chunk is answered, and the receiver still does not count that
+chunk, the chunk is lost. A second ping, one second later, gives a receiver of an older version time to report it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Control messages: frozen dataclasses, strict decoding, encoding (PROTOCOL sections 1 to 6).
 
-A message knows its own members and their ranges. It does not know what may be said when: that is `connection`'s.
+A message knows its own members and their ranges. `connection` decides which message is allowed when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which alias of STORAGES a storage object is: rows keep aliases, model fields have objects."""
+"""Finds the alias in STORAGES of a storage object: rows keep aliases, model fields have objects."""
 
 from __future__ import annotations
 

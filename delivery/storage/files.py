@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 NOT_FOUND = 404
 MOST_NAME = 500  # characters, as long as a segment's column
 _OUR_NAME = re.compile(r"[0-9]+-[0-9]+-")
-PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower (PLATFORM.md)
+PIECE_BYTES = 256 * 1024  # files are read and written in pieces of this size: larger ones are slower
 
 
 def storage(alias: str) -> Storage:
@@ -44,7 +44,7 @@ def storage(alias: str) -> Storage:
 def reporting() -> Iterator[None]:
     """Turn a backend's failures into `StorageUnavailable`. Ours pass through, and so do programming errors.
 
-    Where a backend says that there is no such file, into `StoredFileMissing`.
+    A backend's "no such file" becomes `StoredFileMissing`.
     """
     try:
         yield
@@ -74,8 +74,8 @@ def _says_missing(error: Exception) -> bool:
 class StreamFile(File):  # type: ignore[type-arg]
     """A file for `Storage.save` whose bytes come from an iterator, once, without being joined.
 
-    `taken`: how many bytes were read. A storage that reads it a second time, to try again, would find nothing left, and
-    store a shorter file: it gets an error.
+    `taken`: how many bytes were read. A storage that reads it a second time, as a retry, gets an error: it would
+    otherwise store a shorter file.
     """
 
     def __init__(self, pieces: Iterator[bytes], size: int) -> None:
@@ -151,10 +151,10 @@ def write(alias: str, payload: UUID, offset: int, lease: int, pieces: Iterator[b
 
 
 def _making_room(target: Storage, name: str, pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Give pieces on; once the first is written, have the blocks for the others allocated in one go.
+    """Yield the pieces; once the first is written, allocate the disk blocks of the others in one call.
 
-    Allocating them page by page is two fifths of what writing costs (files of 16 MiB on ext4). Only where what is given is
-    what is written.
+    Allocating them page by page is two fifths of the cost of writing (files of 16 MiB on ext4). Only for a storage that
+    writes the given bytes unchanged.
     """
     for first in pieces:
         yield first
@@ -166,7 +166,7 @@ def _making_room(target: Storage, name: str, pieces: Iterator[bytes], size: int)
 
 
 def _writes_plainly(target: FileSystemStorage) -> bool:
-    """Return whether a storage writes as Django's own does: one that compresses needs less room."""
+    """Return whether a storage writes bytes unchanged, as Django's own does: one that compresses needs less room."""
     kind = type(target)
     return kind.save is FileSystemStorage.save and kind._save is FileSystemStorage._save  # type: ignore[attr-defined]
 
@@ -174,7 +174,7 @@ def _writes_plainly(target: FileSystemStorage) -> bool:
 def delete(alias: str, name: str) -> bool:
     """Delete a file; return whether Storage took the call. A file that is gone already is fine; the sweep looks again.
 
-    Never raises, whatever a backend does: who deletes is ending something, or handling an error.
+    Never raises, whatever a backend does: callers are ending a transfer or handling an error.
     """
     try:
         with reporting():
@@ -275,8 +275,8 @@ def look(alias: str, name: str) -> str:
 def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield `length` bytes of a file from `offset` on, as views into `buffer`, each valid until the next.
 
-    Raises `StorageUnavailable` where the file does not open, and `IntegrityError` where it ends early: what it lost does
-    not come back by waiting.
+    Raises `StorageUnavailable` if the file does not open, and `IntegrityError` if it ends early: waiting does not bring
+    lost bytes back.
     """
     with opened(alias, name, offset) as raw:
         while length:
@@ -288,7 +288,7 @@ def read(alias: str, name: str, offset: int, length: int, buffer: memoryview) ->
 
 
 def read_bytes(alias: str, name: str, offset: int, length: int) -> Iterator[bytes]:
-    """Do what `read` does, for whoever needs bytes of its own: in pieces of at most 256 KiB."""
+    """Do what `read` does, but yield copies, of at most 256 KiB each."""
     with opened(alias, name, offset) as raw:
         while length:
             piece = raw.read(min(length, PIECE_BYTES))

@@ -46,7 +46,7 @@ def pieces(payload: Payload, start: int, end: int, buffer: memoryview) -> Iterat
 def pieces_of(
     segments: Sequence[Segment], start: int, end: int, buffer: memoryview
 ) -> Generator[memoryview, None, None]:
-    """Do what `pieces` does, from these segments, which cover the bytes."""
+    """Do what `pieces` does, from segments that cover the bytes."""
     for segment in segments:
         if segment.offset + segment.length <= start:
             continue
