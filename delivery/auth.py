@@ -1,15 +1,14 @@
-"""Who is at the other end of a socket: which pages may connect, and whom a session or a token logs in (PROTOCOL section 1).
+"""Authentication of a socket: its Origin, and its login by session or token (PROTOCOL section 1).
 
-Origin: the handshake's is compared with the site as Django's CSRF check does. Scheme and host with port, as the request has them:
-`SECURE_PROXY_SSL_HEADER`, `USE_X_FORWARDED_HOST` and `ALLOWED_HOSTS` count, and `CSRF_TRUSTED_ORIGINS` names others.
-`DELIVERY["ALLOWED_ORIGINS"]`, where it is set, is the whole list instead.
+Origin: it must equal the scheme, host and port of the handshake, as in Django's CSRF check. `SECURE_PROXY_SSL_HEADER`,
+`USE_X_FORWARDED_HOST` and `ALLOWED_HOSTS` apply; `CSRF_TRUSTED_ORIGINS` adds other Origins. If `DELIVERY["ALLOWED_ORIGINS"]` is
+set, it is the whole list instead, compared literally.
 
-Session: as `django.contrib.auth.get_user` says, many sessions in two queries. Only the plain case is answered together: sessions in
-the database as Django has them, users as its `ModelBackend` gets them, a hash under today's key. For all else (another engine or
-backend, a rotated key, a session that is gone or void) Django itself is asked, one session at a time, so that nobody is let in whom
-it would not let in.
+Session: the same answer as `django.contrib.auth.get_user`. Simultaneous logins share two queries in the usual case: sessions in
+Django's own table, users by its `ModelBackend`, a hash under the current key. All other sessions (another engine or backend, a
+rotated key, a missing or void session) are looked up by Django itself, one at a time. So nobody gets in whom Django would refuse.
 
-Token: a login for clients that are no browsers. Signed, and void after a change of password.
+Token: a signed login for clients other than browsers. A change of password voids it.
 """
 
 from __future__ import annotations
@@ -80,9 +79,9 @@ class Handshake(HttpRequest):
 
 
 def origin_of(scope: dict[str, Any]) -> str | None:
-    """Return the Origin of a handshake, None where it has none: whoever sends it is no browser."""
+    """Return the Origin of a handshake, None if it has none and so comes from no browser."""
     found = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"origin"]
-    return ",".join(found) if found else None  # two are none that is allowed
+    return ",".join(found) if found else None  # two Origins joined match nothing
 
 
 def origin_allowed(scope: dict[str, Any]) -> bool:
@@ -116,7 +115,7 @@ def _origin_refusal(origin: str, scope: dict[str, Any]) -> str:
 
 
 def _log_refusal(origin: str, reason: str) -> None:
-    """Log a refusal, the same one once a minute and no more than a few others: strangers choose what it says."""
+    """Log a refusal: each once a minute, and only a few per minute, since strangers choose the text."""
     minute = int(time.monotonic() // 60)
     _logged.difference_update([one for one in _logged if one[0] != minute])
     entry = (minute, origin, reason)
@@ -126,7 +125,7 @@ def _log_refusal(origin: str, reason: str) -> None:
 
 
 def _is_origin(text: str) -> bool:
-    """Return whether it is scheme, host and maybe a port, and nothing else: as a browser writes an Origin of a page."""
+    """Return whether `text` is a scheme, a host and maybe a port, as a browser writes an Origin."""
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -178,7 +177,7 @@ def session_is_gone(key: str) -> bool:
 
 
 def users_of_sessions(keys: Collection[str]) -> dict[str, Any]:
-    """Return the users of sessions, by key, as far as that is plain; who is missing here may have one all the same.
+    """Return the users of sessions, by key, in the usual case. A session that is missing here may still be valid.
 
     At most two queries.
     """
@@ -227,7 +226,7 @@ def _session_holds(session: Mapping[str, Any], user: Any) -> bool:
 
 
 def _stamp(user: Any) -> str:
-    """Return what changes with the password, without giving anything of it away."""
+    """Return a stamp that changes with the password and reveals nothing of it."""
     return salted_hmac(TOKEN_SALT, f"{user.pk}:{user.password}", algorithm="sha256").hexdigest()[:20]
 
 
@@ -242,7 +241,7 @@ def make_token(user: Any, *, expires: float | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a genuine token says: whose it is, the stamp of their password then, and when it lapses (Unix seconds)."""
+    """The content of a genuine token: its user, the stamp of their password then, and its expiry (Unix seconds)."""
 
     user: str
     stamp: str
@@ -265,12 +264,12 @@ def claim_of(token: str) -> Claim | None:
 
 
 def user_of_claim(claim: Claim) -> Any | None:
-    """Return the active user whom a claim logs in as, None where it has lapsed or is void. Queries once."""
+    """Return the active user whom a claim logs in as, None if it is expired or void. Queries once."""
     return users_of_claims([claim])[0]
 
 
 def users_of_claims(claims: Sequence[Claim]) -> list[Any | None]:
-    """Return what `user_of_claim` does of each claim. Queries once for all."""
+    """Return what `user_of_claim` returns, for each claim. Queries once for all."""
     model = get_user_model()
     keys = [_key_of(claim, model) for claim in claims]
     users = model._default_manager.in_bulk({key for key in keys if key is not None})
@@ -392,14 +391,14 @@ def logins_of(requests: Sequence[Request]) -> list[Login | Refusal | Exception]:
         known = _known(requests)
     except (OperationalError, InterfaceError):
         raise
-    except Exception:  # one of them asks what the database does not take: the others are not to suffer from it
+    except Exception:  # one login holds a value that the database refuses: the others must not fail with it
         logger.info("logins are looked up one by one", exc_info=True)
         known = {}
     return [_outcome(request, known) for request in requests]
 
 
 def _known(requests: Sequence[Request]) -> dict[Proof, Login]:
-    """Return whom tokens and sessions log in beyond doubt."""
+    """Return the users of the tokens and sessions that are plainly valid."""
     proofs = {proof for one in requests if (proof := one.proof) is not None}
     keys = {proof.text for proof in proofs if proof.kind is Kind.SESSION}
     known = {Proof(Kind.SESSION, key): Login(user, session=key) for key, user in users_of_sessions(keys).items()}
@@ -425,7 +424,7 @@ def _allowed(login: Login) -> Login | Refusal:
 
 
 def still_valid(logins: Sequence[Login]) -> list[bool]:
-    """Return of each login whether it would be let in now. Three queries for all, where nothing is out of the way."""
+    """Return whether each login is still valid. Three queries for all, in the usual case."""
     rules = policy.current()
     keys = {login.user.pk for login in logins}
     users = get_user_model()._default_manager.in_bulk(keys)
@@ -450,7 +449,7 @@ def end_of(login: Login) -> str:
 
 
 def _may_stay(rules: policy.DefaultPolicy, user: Any) -> bool:
-    """Ask the site's policy; one that fails over a user lets that user go, and keeps the answer from nobody else."""
+    """Ask the site's policy. If it raises for a user, only that user is refused."""
     try:
         return rules.may_connect(user)
     except DatabaseError:

@@ -1,6 +1,6 @@
-"""How fast one connection may ask: who asks for more than we can do is read from no further, and TCP slows it down.
+"""Backpressure: the server stops reading from a connection that asks for more than can be done, and TCP slows it down.
 
-So neither memory nor the threads that all connections share can be taken up by one peer.
+So one peer can exhaust neither the memory nor the threads that all connections share.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Group commit: what comes while one batch is written is written together in the next.
+"""Group commit: rows that arrive while one batch is written are written together in the next.
 
-A transaction costs about the same for one row as for fifty, and SQLite takes one writer at a time. The same goes for what a
-connection asks as it comes: who it is, what it may use, its place among others, whether something waits for it. After a
-restart everybody comes in the same second, and a query for fifty costs about as much as for one.
+A transaction costs about the same for one row as for fifty, and SQLite has one writer at a time. Lookups of a new connection
+are batched likewise: login, quota, order and pending deliveries. After a restart all clients reconnect in the same second,
+and a query for fifty costs about as much as for one.
 """
 
 from __future__ import annotations

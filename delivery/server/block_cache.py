@@ -1,10 +1,10 @@
-"""Blocks on their way out, for the whole process: one fetch for all who want the same.
+"""The cache of blocks of one web process: one fetch for all recipients.
 
-First the cache, then Redis, then a task that stages the range from Storage; whoever waits looks for itself again after
-a while, since tasks and wake-ups may be lost.
+A block is looked up in the cache, then in Redis; else a task stages its range from Storage. Waiters poll as well, since
+tasks and wake-ups may be lost.
 
-What every reader of this process has passed leaves Redis at once: a delivery of any size does not fill it. Another web
-process whose recipients are behind has its range staged again, which costs a read of Storage and nothing else.
+A range that all readers of this process have passed is removed from Redis at once, so a delivery of any size does not fill
+it. If recipients of another web process are behind, their range is staged again, which costs one more read of Storage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How the connections of one web process hear control events: over one channel of the channel layer, handed on in here.
+"""Control events for the connections of one web process: received on one channel of the channel layer, and passed on.
 
-A channel for each connection would be two or three subscriptions each, made and ended in turns; after a restart, a
-thousand people wait for theirs. Here a process has one channel, and joins a group once for all that want to hear it.
+With a channel for each connection, each would need two or three subscriptions, made one after the other; after a restart, a
+thousand connections would wait for theirs. So a process has one channel, and joins each group once for all its connections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One connection: feeds the core what comes, acts on its events, writes what it wants sent; hello, heartbeats, going away.
+"""One connection: passes input to the core, acts on its events, and sends its output; hello, heartbeats, going away.
 
 Owns every task that serves the connection; `end` cancels and awaits them all. Runs on its connection's event loop.
 """

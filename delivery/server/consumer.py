@@ -1,4 +1,4 @@
-"""The Channels consumer: the ASGI end of a connection. It knows handshakes, frames and closes; `connection` has the rest."""
+"""The Channels consumer: the ASGI end of a connection. It handles handshakes, frames and closes; `connection` does the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who waits for credit: one line for each user."""
+"""The uploads that wait for credit: one queue per user."""
 
 from __future__ import annotations
 

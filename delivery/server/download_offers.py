@@ -1,6 +1,6 @@
-"""Deliveries of one connection: what is offered and when, accepted, acked, done, declined, ended.
+"""The deliveries of one connection: offered, accepted, acked, done, declined, ended.
 
-Offered is what waits at hello and what arrives later, never more than may be open.
+Offers the deliveries that are pending at hello and those that arrive later, up to the number that may be open.
 """
 
 from __future__ import annotations

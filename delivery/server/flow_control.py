@@ -1,15 +1,16 @@
-"""Credit of all uploads of a web process: together they never have more in Redis than the budget.
+"""The credit of all uploads of a web process: together they never have more bytes in Redis than the budget.
 
-While everybody's window fits, everybody has it. Beyond, each gets an equal share; and where not even one chunk each
-fits, credit goes round: to the user who has least, and of theirs to who waits longest; who has used theirs up waits
-again. What little is left of an upload it gets in one go, if there is room: one task then stores it. One user's uploads
-get three quarters of the budget at most: credit that is taken and never used must not stop the others.
+While all windows fit into the budget, each upload has its window. Otherwise each gets an equal share. If not even one chunk
+per upload fits, credit is given in turns: first to the user who holds least, and of that user to the upload that waited
+longest. An upload that has used its credit queues again. A small rest of an upload is granted at once, if there is room, so
+that one task stores it. One user's uploads get at most three quarters of the budget, so that unused credit cannot stop
+others.
 
-What an upload may send counts until its speed is known; from then on what it will have sent before that is stored, most
-likely. Slow uploads have little in Redis, however much they may send. Should they all begin to hurry, who has more there
-than an equal share waits.
+Until an upload's speed is known, its whole credit counts against the budget. After that, the bytes count that it will
+probably send before they are stored: slow uploads have little in Redis, however much they may send. If they all speed up,
+uploads with more than an equal share in Redis wait.
 
-New uploads that one task can store begin a few at a time (`short_uploads`). Who waits for that alone slows down nobody else.
+New uploads that one task can store begin a few at a time (`short_uploads`). An upload that waits only for that delays no other.
 
 Pure: no clock, task or I/O. Time comes in as monotonic seconds.
 """

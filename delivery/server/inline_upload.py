@@ -1,4 +1,4 @@
-"""One small upload on one connection: its bytes go straight into their row, without Redis or a worker."""
+"""One small upload on one connection: its bytes go directly into their row, without Redis or a worker."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ class Chat(LargeMessageMixin, AsyncJsonWebsocketConsumer):
     async def receive_large(self, payload):
         ...
 
-A Channels consumer handles one thing after the other. Storing is not one of them, so that small messages pass meanwhile; what
-is stored comes back through the consumer's `receive`, and no two of its handlers ever run at once.
+A Channels consumer handles one event at a time. Storing runs outside of its handlers, so that small messages pass meanwhile.
+A stored payload comes back through the consumer's `receive`, so its handlers never run at the same time.
 
 See docs/how-to/large-messages.md.
 """

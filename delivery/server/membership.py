@@ -1,6 +1,6 @@
-"""Who may have what is addressed to a group: asked at each delivery, and every 5 s while one runs (DESIGN, promise 10).
+"""Group membership: checked at each delivery, and every 5 s while one runs (docs/explanation/reliability.md, promise 10).
 
-Whoever leaves a group gets nothing more of it; what waits for them stays in the rows, for their return.
+A user who leaves a group gets no more of its payloads. Their pending deliveries stay in the rows, in case they return.
 """
 
 from __future__ import annotations

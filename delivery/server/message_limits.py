@@ -1,4 +1,4 @@
-"""The ASGI server under us: how large the messages are that it takes, of whom."""
+"""The message limits of the ASGI server, for each kind of connection."""
 
 from __future__ import annotations
 

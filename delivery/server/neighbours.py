@@ -1,11 +1,11 @@
-"""Whether other web processes live: while none does, nobody has to be told through Redis of what arrives here.
+"""Whether other web processes are alive. While there are none, a new delivery needs no notification through Redis.
 
-There for speed alone: a small payload then costs no event of the channel layer. Without it nothing is lost but that, and
-`presence` tells others of everything.
+Only for speed: a small payload then costs no event of the channel layer. Without this module `presence` notifies the other
+processes of every delivery.
 
-Who believes to be alone remembers for whom something arrived since it last looked, and tells that late should somebody
-have come meanwhile. A process says that it is there before it looks for what waits for its connections; so either it
-finds what arrived in the rows, or it is told.
+A process that believes to be alone remembers the addresses of deliveries since its last look, and notifies a process that has
+started meanwhile. A process registers before it looks for pending deliveries of its connections. So it either finds them in
+the rows, or is notified.
 """
 
 from __future__ import annotations

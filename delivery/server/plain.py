@@ -1,6 +1,6 @@
-"""Whole payloads that come in one message: plain mode (PROTOCOL section 7), and large messages on a site's own sockets.
+"""Whole payloads in one message: plain mode (PROTOCOL section 7), and large messages on a site's own sockets.
 
-A client without the subprotocol sends whole payloads, one a message. They take the same path as any upload: the server plays
+A client without the subprotocol sends whole payloads, one per message. They take the path of any upload: the server acts as
 the sender, with a receiver of its own.
 """
 

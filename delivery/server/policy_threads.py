@@ -1,8 +1,8 @@
-"""The threads in which one web process asks the site's policy about offers and groups: none of them ever writes.
+"""The threads in which one web process calls the site's policy about offers and groups. None of them writes.
 
-The policy is the site's own code: it may be slow, raise, or never answer. One thread answers everybody while it is quick.
-A question that takes longer is left behind with its thread, and the others go on in the next one. Nobody waits longer than
-`ANSWER_SECONDS`, and no user holds more than `MOST_OF_USER` threads.
+The policy is the site's own code: it may be slow, raise, or never return. One thread serves all calls while they are quick.
+A slow call keeps its thread, and the other calls continue in a new one. No caller waits longer than `ANSWER_SECONDS`, and no
+user holds more than `MOST_OF_USER` threads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the parts of a web process may ask of the connection that they serve, and of the process that they are in.
+"""The interfaces of the connection and the web process that their parts use.
 
-Protocols alone: the parts stand below `connection` and `web_process`, which own them, and import neither.
+Only `typing.Protocol`s: `connection` and `web_process` own the parts and import them; the parts import neither.
 """
 
 from __future__ import annotations

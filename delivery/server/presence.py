@@ -1,9 +1,8 @@
-"""Who is connected here, for which addresses, and how recipients hear of what arrives for them.
+"""The addresses of the connected clients, and the notification of recipients about new deliveries.
 
-A recipient in this process is handed a small payload at once, and waits neither for Redis nor for a turn of its subscriber.
-Other processes get one event for all that came for an address since the last one. It names this process: here everything was
-handed over already. Events may be lost (DESIGN, "Wake-ups"), so the database is asked every few seconds, with one question for
-all connections, what has arrived.
+A recipient in this process gets a small payload directly, without waiting for Redis. Other processes get one event per
+address for all deliveries since the last event. The event names this process, which ignores it, since it has notified its own
+recipients already. Polls for deliveries whose notification was lost: every few seconds, one query for all connections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often a user offers, and how many connections it has: counted in this process, by monotonic time."""
+"""Rate limits of a user: offers and connections, counted in this process by monotonic time."""
 
 from __future__ import annotations
 

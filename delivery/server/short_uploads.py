@@ -1,7 +1,7 @@
-"""The queue for short uploads: of new uploads that one task can store, only so many begin at once as keep the workers busy.
+"""The queue for short uploads: of the new uploads that one task can store, only enough begin at once to keep the workers busy.
 
-There for speed alone. All together they would all end late, and what lies in Redis meanwhile costs more than it does where
-room is used again. Without it nothing is lost but that: `flow_control` would share the budget among all of them.
+Only for speed. If all began together, all would end late, and Redis would allocate more memory instead of reusing it. Without
+this module `flow_control` shares the budget among all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Asking for runs to be stored: by a task that is at work already, or by one for each, or for a few where many wait.
+"""Requests to store runs: handed to a running task, published as one task each, or a few per task when many wait.
 
-There for speed alone: a task costs its worker, the broker and us the same for one run as for four. Without it nothing is lost
-but that, and each run would be published as a task of its own.
+Only for speed: a task costs its worker, the broker and this process the same for one run as for four. Without this module each
+run is published as a task of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One upload on one connection: chunks go to the buffer, runs to workers, stored positions back to the receiver.
 
-Chunks are gathered first, so that 1 MiB and more goes in one round trip. When everything is stored, the payload's digest is
-asked for until it is there (PROTOCOL section 4).
+Chunks are collected first, so that 1 MiB and more go in one round trip. When everything is stored, the payload's digest is
+requested until it is computed (PROTOCOL section 4).
 
-Asks again for whatever does not come: tasks and wake-ups may be lost, Redis may be emptied at any moment.
+Repeats requests that get no answer: tasks and wake-ups may be lost, and Redis may be flushed at any moment.
 """
 
 from __future__ import annotations

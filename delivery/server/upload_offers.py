@@ -1,8 +1,8 @@
-"""Uploads of one connection: their offers answered, their receivers run, their ends told.
+"""The uploads of one connection: answers offers, runs receivers, reports the ends.
 
-Early data, a small upload that comes whole with its offer, is stored together with others (PROTOCOL section 2). What an
-upload that has ended for good left in the buffer goes at once, and not when its time is up: else whoever offers, sends and
-takes back again would fill Redis, since credit counts only what lives.
+Early data (a small upload that comes whole with its offer) is stored in batches (PROTOCOL section 2). When an upload ends for
+good, its bytes are removed from the buffer at once, before their TTL ends. Otherwise a client that offers, sends and aborts
+again and again would fill Redis, since credit counts only live uploads.
 """
 
 from __future__ import annotations

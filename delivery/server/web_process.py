@@ -1,6 +1,6 @@
-"""What all connections of one web process share: threads for the database, wake-ups, caches, batches; and its going away.
+"""The state that all connections of one web process share: database threads, wake-ups, caches, batches; and its going away.
 
-Made at the first connection, on the event loop that serves it; its tasks live as long as that loop.
+Created at the first connection, on the event loop that serves it. Its tasks live as long as that loop.
 """
 
 from __future__ import annotations

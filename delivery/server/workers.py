@@ -1,4 +1,4 @@
-"""Which Celery workers live, and which of them shut down, as far as one web process knows."""
+"""The Celery workers that are alive, and those that shut down, as one web process knows them."""
 
 from __future__ import annotations
 

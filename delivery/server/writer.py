@@ -1,4 +1,4 @@
-"""What goes out on one connection: control messages first, then chunks in turns; at last the close."""
+"""The output of one connection: control messages first, then chunks in turns; the close last."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The one decision on an upload, whichever way it comes: an offer, early data, plain mode, a large message.
+"""The admission decision on an upload of any kind: an offer, early data, plain mode, a large message.
 
 `ask` puts the site's policy its questions, outside of any transaction and outside the thread that writes. `Admission` is
-the answer; `uploads` and `small` apply it inside their transactions, where `quotas` changes the user's row under a
+the answer; `uploads` and `inline` apply it inside their transactions, where `quotas` changes the user's row under a
 condition, so that parallel offers cannot pass together. An admission is asked for anew at each offer. Its limits are kept
 with the payload's row, so that an upload of unknown size is held to them as it grows without any question.
 

@@ -1,7 +1,7 @@
-"""Deliveries: what waits for a user, which connection takes it, how far each of a user's clients is.
+"""Deliveries: the pending ones of a user, the connection that takes each, and the position of each of the user's clients.
 
-What comes by the hundred in a moment (accepts, positions, ends) is taken in batches, one transaction each. Every function
-runs in a thread and talks to the database.
+Simultaneous accepts, positions and ends are written in batches, one transaction each. Every function runs in a thread and
+queries the database.
 """
 
 from __future__ import annotations

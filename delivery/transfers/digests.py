@@ -1,8 +1,8 @@
 """The SHA-256 of what is stored; only once it agrees is a payload complete (PROTOCOL section 4).
 
-Sealing is for whatever is not completed with its last segment. The long task among short ones: it holds a heartbeat on the
-payload's row, stops between blocks when its worker drains, and is started again by whoever waits, or by the sweep. Leases
-do not fence it: what it reads no longer changes.
+Sealing is for payloads that are not completed with their last segment. It is the only long task: it keeps a heartbeat on the
+payload's row, stops between blocks when its worker drains, and is started again by a waiter or the sweep. Leases do not fence
+it, since the bytes that it reads no longer change.
 
 Hashing ahead is there only for speed: segments are hashed as they are stored, in their order, so that a large payload has
 little left to read when its last byte is stored. The task that has stored a segment reads it back from Storage while it is

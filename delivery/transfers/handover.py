@@ -1,6 +1,6 @@
 """The handover of runs: a task that stores quickly takes the next runs of its upload as well.
 
-There only for speed. A message through Celery costs its worker as much as all of our own code for a run, and a run that
+Only for speed. A message through Celery costs its worker as much as all of our own code for a run, and a run that
 is handed over has none. Without this module each run is a task of its own: the same bytes, for about twice the work. A
 slow Storage is no reason to keep the other workers out of it: there each run remains a task of its own.
 """

@@ -1,6 +1,6 @@
-"""Who holds a transfer: one connection of one client, newest first (PROTOCOL section 2, take-over).
+"""The holder of a transfer: one connection of one client; the newest wins (PROTOCOL section 2, take-over).
 
-Transfers whose connection is gone are let go of together: it may have had many. Runs in a thread, queries the database.
+The transfers of a lost connection are detached together, since it may have had many. Runs in a thread, queries the database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How payloads and transfers end: complete; or cancelled, failed, expired.
 
-A payload whose digest agrees becomes visible, its recipients get their deliveries, the site its notice. One that ends
-early frees what it held; files go after the change has committed, and whoever holds a transfer of it is told then.
+A payload whose digest agrees becomes visible, its recipients get their deliveries, and the site gets its notice. A payload
+that ends early releases its quota. Its files are deleted after the commit, and the holders of its transfers are notified then.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whom addresses mean: users by their primary keys, the members of groups as the site's policy lists them.
+"""Resolves addresses: users by their primary keys, groups by the members that the site's policy lists.
 
-Addresses are made canonical as they come in. A stored one holds a primary key and is resolved by that alone, without the
-policy. Who is not active gets nothing. The policy is the site's own code: ask outside of any transaction. Runs in a thread
+Addresses are made canonical when they arrive. A stored address holds a primary key and is resolved only by that, without the
+policy. Inactive users get nothing. The policy is the site's own code: call it outside of any transaction. Runs in a thread
 and queries the database.
 """
 

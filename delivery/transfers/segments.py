@@ -1,4 +1,4 @@
-"""Storing: a run of buffered chunks becomes a segment, under the lease that it was taken in with.
+"""Storing: a run of buffered chunks becomes a segment, under the lease that it was received with.
 
 `store` is the work of one task: idempotent, it may run twice or never.
 """

@@ -1,8 +1,8 @@
-"""The timeline: events are noted at once, written in batches, never on the path of a chunk.
+"""The timeline: events are recorded in memory and written in batches, never on the path of a chunk.
 
-Each process writes what it noted: a web process every second, a task at its end. Events hold ids and numbers, no names.
-The database does not check their ids: what they tell of may be deleted before they are written, and they outlive it
-until they expire.
+Each process writes its own events: a web process every second, a task at its end. Events hold ids and numbers, no names. The
+database does not check the ids: the rows may be deleted before the event is written, and events outlive them until they
+expire.
 """
 
 from __future__ import annotations

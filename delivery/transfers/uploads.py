@@ -1,6 +1,6 @@
 """Uploads: opening, resuming, detaching. Every function runs in a thread and talks to the database.
 
-An accepted offer raises the transfer's lease; what runs under an older one commits nothing (DESIGN, "Lease").
+An accepted offer raises the transfer's lease; what runs under an older one commits nothing.
 """
 
 from __future__ import annotations
