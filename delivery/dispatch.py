@@ -36,7 +36,7 @@ def queue_of(task: str) -> str:
     named = options.effective_seal_queue() if task == SEAL else options.queue
     if named is not None:
         return named
-    # Not `route()`, which adds a queue to the app's that is not there yet: a worker would begin to consume it.
+    # Not `route()`, which adds a missing queue to the app: a worker would begin to consume it.
     route: Any = current_app.amqp.router.lookup_route(task)
     queue = route if isinstance(route, str) else (route or {}).get("queue")
     return str(getattr(queue, "name", queue) or current_app.conf.task_default_queue)
@@ -45,7 +45,7 @@ def queue_of(task: str) -> str:
 def publish(task: str, arguments: dict[str, Any]) -> None:
     """Publish a task. Blocks for about a millisecond: call it from a thread.
 
-    Raises `BufferUnavailable` where the broker does not take it: whoever waits asks again.
+    Raises `BufferUnavailable` if the broker does not accept it: the waiter asks again.
     """
     options = conf.current()
     queue = options.effective_seal_queue() if task == SEAL else options.queue
@@ -76,9 +76,9 @@ def seal_marker(payload: UUID) -> str:
 
 @dataclass(frozen=True)
 class SiteApp:
-    """What the system checks want to know of the site's Celery app. Asks no broker."""
+    """The facts about the site's Celery app that the system checks need. Does not connect to the broker."""
 
-    configured: bool  # the one that every thread gets is the site's; else Celery's fallback, which knows no broker
+    configured: bool  # every thread gets the site's app, not Celery's fallback without a broker
     eager: bool
     accepts: tuple[str, ...]  # names and content types
     broker_urls: tuple[str, ...]

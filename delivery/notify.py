@@ -1,7 +1,7 @@
-"""Telling others: wake-ups on the path of data (pub/sub), control events (channel layer). Both may be lost.
+"""Notifications: wake-ups about data (pub/sub) and control events (channel layer). Both may be lost.
 
-Control events go to one consumer by its channel name, or to a group: all consumers of a user, or of a group address. All
-consumers of a web process share one channel (`server.channel`), hence each event says for whom it is.
+A control event goes to one consumer by its channel name, or to a group: all consumers of a user, or of a group address. All
+consumers of a web process share one channel (`server.channel`), so each event names its target.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def waking(payload: UUID, event: str, **numbers: Any) -> exchange.Command:
 
 
 def wake(payload: UUID, event: str, **numbers: Any) -> None:
-    """Tell whoever waits on a payload that it moved. Never raises: each waiter has a deadline and looks for itself."""
+    """Wake all that wait on a payload. Never raises: each waiter has a deadline and then polls."""
     try:
         exchange.run_commands(waking(payload, event, **numbers))
     except BufferUnavailable as error:

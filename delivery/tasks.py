@@ -1,4 +1,4 @@
-"""Celery's shells around `delivery.transfers`: short, idempotent, each with its own options.
+"""The Celery tasks, which call `delivery.transfers`: idempotent, each with its own options.
 
 The site's own Celery app runs them; nothing of its configuration is changed. Unknown arguments are ignored, since a
 rolling deploy mixes versions.
@@ -31,7 +31,7 @@ def _worker(task: Task[Any, Any]) -> str:
 
 @shared_task(name=dispatch.STORE, **_SHORT)
 def store_segment(self: Task[Any, Any], **arguments: Any) -> None:
-    """Store one run of an upload, `more` that waited with it, and those that are handed over meanwhile."""
+    """Store one run of an upload, the runs in `more`, and runs that are handed over meanwhile."""
     worker = _worker(self)
     orders = map(StoreRequest.of, [arguments, *arguments.get("more", ())])
     handover.store_all(orders, worker=worker, draining=lambda: draining(worker))
@@ -45,7 +45,7 @@ def stage_range(self: Task[Any, Any], payload: str, range: int, count: int = 1, 
     timeline.write()
 
 
-# Acked early: it is long, and a redelivery while it runs would only be turned away by its claim.
+# Acked early: it is long, and its claim would refuse a redelivery while it runs.
 @shared_task(name=dispatch.SEAL, bind=True, serializer="json", ignore_result=True, acks_late=False)
 def seal_payload(self: Task[Any, Any], /, payload: str, **_ignored: Any) -> None:
     """Compute the digest of a payload, and complete it."""

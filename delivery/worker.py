@@ -1,9 +1,8 @@
-"""One Celery worker: its heartbeat, and what it announces when it shuts down (docs/explanation/architecture.md).
+"""One Celery worker: its heartbeat, and the announcement of its shutdown (docs/explanation/architecture.md).
 
-Celery announces a warm shutdown inside a signal handler, where no lock, log or client may be touched. There a token goes
-into a `SimpleQueue`, and a thread that was started before makes the announcement. A remote `shutdown` sends no such
-signal, but Celery closes the worker's bootsteps in both cases, so a bootstep of ours announces it too. Announcing it twice
-changes nothing.
+Celery reports a warm shutdown inside a signal handler, where no lock, log or client may be used. There a token is put into a
+`SimpleQueue`, and a thread that was started before makes the announcement. A remote `shutdown` sends no such signal. But
+Celery closes the worker's bootsteps in both cases, so our bootstep announces it too. A second announcement has no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ END_AFTER = "DELIVERY_END_AFTER"  # of the environment, in seconds; set by `mana
 
 
 def draining(worker: str) -> bool:
-    """Return whether `worker` shuts down: long work stops between its steps. Asks Redis, for any process of the pool."""
+    """Return whether `worker` shuts down, so that long work can stop between its steps. Asks Redis; works in any pool process."""
     try:
         return registry.has_left(worker)
     except BufferUnavailable:
@@ -39,11 +38,11 @@ def draining(worker: str) -> bool:
 
 
 class Heartbeat:
-    """Says every few seconds that this worker lives, and once that it goes. Two threads of the worker's main process: a
-    Redis that does not answer may hold the one that beats.
+    """Sends the heartbeat of this worker every few seconds, and once its drain. Two threads of the worker's main process,
+    since an unresponsive Redis may block the one that beats.
 
-    `stores`: it takes our short tasks. One that only seals is no worker for transfers to wait for, but its sealing is to
-    stop when it drains.
+    `stores`: the worker takes our short tasks. Transfers do not wait for a worker that only seals, but its sealing stops
+    when it drains.
     """
 
     def __init__(self, worker: str, *, stores: bool = True) -> None:
@@ -52,18 +51,18 @@ class Heartbeat:
         self._going: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._gone = threading.Event()
         self._told = threading.Event()
-        self._speaking = threading.Lock()  # nothing may say that it lives after it was said that it goes
+        self._speaking = threading.Lock()  # no heartbeat may follow the drain
 
     def start(self) -> None:
         threading.Thread(target=self._beat, name="delivery heartbeat", daemon=True).start()
         threading.Thread(target=self._wait_to_go, name="delivery drain", daemon=True).start()
 
     def go(self) -> None:
-        """Say that it takes no more tasks. Safe inside a signal handler, and more than once."""
+        """Announce the drain. Safe inside a signal handler, and more than once."""
         self._going.put(None)
 
     def wait_told(self) -> None:
-        """Wait until that is said, for 2 s at most: a shutdown waits for nobody longer."""
+        """Wait until the drain is announced, for at most 2 s, so that the shutdown is not delayed longer."""
         self._told.wait(TELL_SECONDS)
 
     def _beat(self) -> None:
@@ -96,8 +95,8 @@ class Heartbeat:
             logger.warning("%s: %s", what, error)
 
     def _leave(self) -> None:
-        # First into Redis, then to everybody: who hears of it and looks who is left must not find this worker. In a
-        # thread, since a Redis that does not answer may take long and the channel layer's may be another one.
+        # First in Redis, then to every connection: one that then looks for live workers must not find this one. In a
+        # thread, since an unresponsive Redis may block, and the channel layer may use another Redis.
         leaving = threading.Thread(target=self._say_gone, name="delivery leave", daemon=True)
         leaving.start()
         leaving.join(TELL_SECONDS / 2)
@@ -107,11 +106,11 @@ class Heartbeat:
             logger.warning("the channel layer does not take that this worker drains")
 
     def _end_stuck(self) -> None:
-        """End the worker by force, after the time that `delivery_worker` was given, where Redis does not answer.
+        """End the worker by force after `--end-after` seconds, if Redis does not answer.
 
-        Celery would wait for it, when it gives back what it has not begun, for as long as its broker's `socket_timeout`
-        allows, several times. Nothing can be acked then, so nothing is lost. A worker that the site starts itself is left
-        alone, and so is one whose Redis answers: it has tasks to finish.
+        When Celery returns its unstarted tasks, it would otherwise wait for the broker's `socket_timeout`, several times.
+        Nothing can be acked then, so nothing is lost. A worker that the site starts itself is not ended, nor is one whose
+        Redis answers: it has tasks to finish.
         """
         seconds = os.environ.get(END_AFTER)
         if seconds is None:
@@ -126,7 +125,7 @@ class Heartbeat:
 
 
 class DrainStep(bootsteps.StartStopStep):
-    """Tells that the worker drains when its bootsteps are closed, whatever asked for it."""
+    """Announces the drain when the worker's bootsteps are closed, for whatever reason."""
 
     def close(self, parent: Any) -> None:
         if _heartbeat is not None:
@@ -157,7 +156,7 @@ def _on_ready(sender: Any = None, **_ignored: Any) -> None:
         logger.info("this worker does not consume %r, the queue of delivery's tasks", dispatch.queue_of(dispatch.STORE))
         return
     if dispatch.STORE not in sender.app.tasks:
-        # It would throw each one away. Without a heartbeat, offers get `busy`, and `check --deploy` says delivery.W003.
+        # It would drop our tasks as unknown. Without a heartbeat, offers get `busy`, and `check --deploy` reports delivery.W003.
         logger.error(
             "this worker does not know the task %s: app.autodiscover_tasks() is missing where the Celery app is made",
             dispatch.STORE,

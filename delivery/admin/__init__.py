@@ -1,11 +1,11 @@
-"""The operators' place in Django's admin: it reads rows, and acts only by calling `delivery.transfers`.
+"""The pages for operators in Django's admin: they read rows, and act only by calling `delivery.transfers`.
 
-    text.py words.py   what a stored value is called and how hostile text is made harmless
+    text.py words.py   labels of stored values; escaping of untrusted text
     cells.py           one value as HTML: size, state, position, close code
     sections.py        a table below the fields of a detail page: timeline, recipients, segments, ...
-    base.py            what every page here has in common: read-only, few queries
-    actions.py         an action behind a confirmation page and a permission of its own
-    filters.py         lists narrowed down without scanning tables
+    base.py            the base of every page: read-only, few queries
+    actions.py         an action with a confirmation page and its own permission
+    filters.py         list filters that do not scan tables
     payloads.py transfers.py notices.py   one module for each list with its detail page
 
 A new table on a detail page is one more function that returns a `Section`; a new action is one more `ConfirmedAction`.

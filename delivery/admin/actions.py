@@ -1,6 +1,6 @@
-"""An action behind a confirmation page: asked for, shown, confirmed by POST, carried out by the library row by row.
+"""An action with a confirmation page: requested, shown, confirmed by POST, applied row by row by `delivery.transfers`.
 
-Rows are written by `delivery.transfers` alone. What was confirmed is what is done: the page posts the ids it showed.
+Only `delivery.transfers` writes rows. The page posts the ids that it showed, so exactly the confirmed rows are changed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ConfirmedAction:
                 else:
                     over.append(row)
             except DeliveryError as error:
-                # One that fails must not keep the others from their turn; the operator is told below.
+                # A failed row must not stop the others; the operator is told below.
                 logger.warning("%s of %s failed: %s", self.__name__, row.pk, error)
                 failed.append(row)
         timeline.write()  # so that the timeline shows it on the page that follows

@@ -1,4 +1,4 @@
-"""What every page of the operators' place has in common: it reads, it asks few questions, it counts nothing huge."""
+"""The base of every admin page: read-only, with few queries and no exact count of large tables."""
 
 from __future__ import annotations
 

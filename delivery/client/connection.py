@@ -1,7 +1,7 @@
 """One WebSocket connection of a client: it carries messages between the socket and the protocol core, and decides nothing.
 
-Three tasks, all owned by `run`: one reads messages, one sends what is due in turns, one watches the clock. None of them
-outlives the connection; uploads and deliveries do, and are taken up by the next one.
+Three tasks, all owned by `run`: one reads messages, one sends in turns, one watches the clock. They end with the
+connection; uploads and deliveries continue on the next one.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class ClientConnection:
         return self._closed(code)
 
     def _given_up(self) -> tuple[int, str]:
-        """Drop the connection; return the code that the server sent, although our answer may never have reached it."""
+        """Drop the connection; return the server's close code, even if our answer did not reach it."""
         close = self._socket.protocol.close_rcvd
         self._socket.transport.abort()
         return (close.code, close.reason) if close is not None else (1006, "")
@@ -437,7 +437,7 @@ class ClientConnection:
     # -- time ------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Return where the connection is as good as lost: nothing was heard for too long."""
+        """Return when the server has been silent for too long, so that the connection counts as lost."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()

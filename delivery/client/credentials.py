@@ -1,4 +1,4 @@
-"""The login of a client: what can be one, and how it stays out of every message, log and traceback."""
+"""The login of a client: checks it, and keeps it out of every message, log and traceback."""
 
 from __future__ import annotations
 

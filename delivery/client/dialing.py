@@ -1,4 +1,4 @@
-"""Opening a WebSocket to a server of delivery.v1, and why there is none, in words that say what to do (PROTOCOL section 6)."""
+"""Opens a WebSocket to a delivery.v1 server; turns failures into errors that say what to do (PROTOCOL section 6)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The incoming payloads of a client, from connection to connection.
 
-`Incoming` is what a program holds of one: what was offered, where its bytes go, how it ended. `DownloadReceiver` takes
-its chunks on one connection and writes behind. `Downloads` is the table of all.
+`Incoming` is a program's handle of one: its offer, the destination of its bytes, its end. `DownloadReceiver` receives its
+chunks on one connection and writes them. `Downloads` is the table of all.
 """
 
 from __future__ import annotations
@@ -429,7 +429,7 @@ class DownloadReceiver:
                 self._wake_connection()
 
     async def _until_ready(self, sink: Sink) -> None:
-        """Wait for a slow reader, but no longer than the connection lives."""
+        """Wait for a slow reader, at most until the connection ends."""
         waiting = asyncio.ensure_future(sink.ready())
         try:
             while not waiting.done() and not self.closed:

@@ -1,6 +1,6 @@
 """Large messages on a site's own socket, which carries only a pointer to each (PROTOCOL section 8).
 
-The socket stays the program's; the bytes go over a client of their own. The counterpart of `LargeMessageMixin`.
+The socket stays the program's; the bytes go over a separate client. The counterpart of `LargeMessageMixin`.
 """
 
 from __future__ import annotations

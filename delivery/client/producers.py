@@ -1,8 +1,8 @@
-"""What produces the blocks of a payload whose length nobody knows: iterators, and files that are only read forwards.
+"""Producers of payloads of unknown length: iterators, and files that can only be read forwards.
 
-Each is advanced by the one pull that its producer owns. A pull belongs to no connection: whoever waits for it may be
-cancelled, the pull goes on, and its block is there for the next one who asks. Only the iterator's own end ends the
-payload: nothing there yet is no end, and a truncated response is none either. Knows nothing of transfers.
+A producer owns its one pending pull. A pull belongs to no connection: when its waiter is cancelled, the pull continues, and
+the next waiter gets its block. Only the iterator's own end completes the payload; a pause or a truncated response does not.
+Knows nothing of transfers.
 """
 
 from __future__ import annotations

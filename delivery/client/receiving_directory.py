@@ -1,4 +1,4 @@
-"""What a directory that is received into keeps in `.delivery/`: who receives here, and how far each delivery is.
+"""The `.delivery/` folder of a target directory: the client's id, and the position of each delivery.
 
 Beside each part lies a note: how much of it is durable, and in the end the receipt.
 """

@@ -12,6 +12,6 @@
     extensions.py      what our server offers an application beyond ASGI
     tcp.py             socket options and TCP's own figures
 
-No other package touches the insides of uvicorn or `websockets`. Nothing in here knows payloads, transfers or Django. The
+No other package uses internals of uvicorn or `websockets`. Nothing in this package knows payloads, transfers or Django. The
 client imports `frames`, `past_parser`, `client` and `tcp`, which need neither uvicorn nor asgiref.
 """

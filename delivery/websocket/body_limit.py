@@ -1,4 +1,4 @@
-"""How long the bodies of HTTP requests may be. Django writes them into temporary files before any view or login is asked."""
+"""Limits on the bodies of HTTP requests, which Django spools to temporary files before any view or login check runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's WebSocket: the connection of `websockets`, without its parser and queue for what comes in bulk.
+"""The client's WebSocket: the connection of `websockets`, without its parser and queue for large messages.
 
 What it buys: the kernel reads each large message straight into the buffer in which it is checked and written, and many
 frames that were made elsewhere go out in one write. Without it, `recv` and `send` of `websockets` do the same and cost

@@ -1,7 +1,7 @@
-"""Answers to opening handshakes that no consumer gives: 404 where nobody serves the path, 503 where nobody can just now.
+"""Answers to opening handshakes without a consumer: 404 for an unknown path, 503 while the channel layer fails.
 
 Channels' `URLRouter` and `ProtocolTypeRouter`, and Django's own application, raise ValueError for a path that is not theirs. A
-server logs that with a traceback and answers with 500: a client takes it for a fault that passes, and tries again for ever.
+server logs that with a traceback and answers with 500, which a client takes for a temporary fault and retries for ever.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The names inside uvicorn and websockets that our server builds on. Without them it runs uvicorn's own protocols instead."""
+"""The internal names of uvicorn and websockets that our server needs. Without them it runs uvicorn's own protocols."""
 
 from __future__ import annotations
 

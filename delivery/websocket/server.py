@@ -1,7 +1,7 @@
-"""The ASGI server of one web process: uvicorn, set up for large messages, that lets go of its sockets before it ends.
+"""The ASGI server of one web process: uvicorn, set up for large messages, that drains its sockets before it ends.
 
-uvicorn by itself closes WebSockets with 1012 on SIGTERM. Clients are to see 1001 with our last acks before it
-(PROTOCOL section 6), so there is a place for that between closing the listeners and uvicorn's own shutdown.
+uvicorn itself closes WebSockets with 1012 on SIGTERM. Clients must get our last acks and 1001 before that (PROTOCOL
+section 6). So there is a hook between closing the listeners and uvicorn's own shutdown.
 """
 
 from __future__ import annotations

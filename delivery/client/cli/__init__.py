@@ -1,10 +1,10 @@
-"""The command line, `python -m delivery.client` and `delivery-client`: what it asks of a client, and what it shows.
+"""The command line: `python -m delivery.client` and `delivery-client`.
 
 main         runs a command as a process: signals, exit status
-arguments    what can be given, and what is wrong with it
+arguments    the arguments and their errors
 commands     `send` and `receive`
-activity     whether anything moves, and what could be resumed
+activity     the progress of a command, and whether it can be resumed
 resumption   the uploads that the same command resumes
-reporting    JSON lines, or errors alone; `bars`: progress bars
-wording      events and sizes in words
+reporting    JSON lines, or only errors; `bars`: progress bars
+wording      events and sizes as text
 """

@@ -1,4 +1,4 @@
-"""What a command of the command line has achieved: whether anything moves, and what could be gone on with."""
+"""The progress of one command: whether anything moves, and whether the same command could resume it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which upload a command was at, so that the same command goes on where it was stopped.
+"""Remembers the upload of a command, so that the same command resumes it.
 
-One small file an upload in the user's state directory, named by what makes two commands the same: the file's absolute
-path, size and modification time, the URL, the recipients and the name. It is removed when the upload ended.
+One small file per upload in the user's state directory. Its name is derived from what identifies a command: the file's
+absolute path, size and modification time, the URL, the recipients and the name. It is removed when the upload ends.
 """
 
 from __future__ import annotations
