@@ -1,4 +1,4 @@
-"""What site code calls: `deliver()`, `adeliver()`, and the verbs of a payload: open, attach, discard, url.
+"""The API for site code: `deliver()`, `adeliver()`, and the verbs of a payload: open, attach, discard, url.
 
 `deliver()` copies to Storage before any lock is taken and writes rows last, in one transaction. It runs in the calling
 thread; `adeliver` runs it in a thread of its own. `models` imports this module lazily, inside the methods of `Payload`.
@@ -172,7 +172,7 @@ class _Copy:
         self._pieces = pieces
 
     def run(self) -> None:
-        """Copy everything. What it stored before it raised stands in `segments`."""
+        """Copy everything. If it raises, `segments` holds what it had stored."""
         limit = conf.current().inline_limit
         head = self._head(limit)
         if self.size <= limit:
@@ -271,8 +271,8 @@ def _write_rows(row: Payload, addresses: list[str], segments: list[Segment], sha
 class _Guard:
     """Deletes the files of a transaction that is rolled back.
 
-    Django has no hook for rollbacks, but it drops the `on_commit` callbacks of one: then nobody holds this object.
-    What a crash or the loss of a connection leaves behind, the sweep finds.
+    Django has no rollback hook, but a rollback drops the `on_commit` callbacks, and with them the last reference to this
+    object. The sweep finds the files that a crash or a lost connection leaves.
     """
 
     def __init__(self, payload: UUID, segments: list[Segment]) -> None:
@@ -295,7 +295,7 @@ def _in_place(payload: Source) -> tuple[str, FieldFile] | None:
 
 
 def _reference(row: Payload, addresses: list[str], alias: str, file: FieldFile) -> Payload:
-    """Deliver a file where it lies: sealed by a task, offered when that is done."""
+    """Deliver a file in place: a task seals it, then it is offered."""
     with files.reporting():
         size = file.storage.size(file.name or "")
         try:
@@ -329,7 +329,7 @@ def _seal(payload: UUID) -> None:
 
 
 def _addresses(to: Any) -> list[str]:
-    """Return the addresses that `to` means, each once. Raises `UsageError` for what is none."""
+    """Return the addresses in `to`, each once. Raises `UsageError` for anything that is no address."""
     found: dict[str, None] = {}
     for address in _each(to):
         found[address] = None
@@ -376,7 +376,7 @@ def discard(payload: Payload) -> None:
 
 
 def url_of(payload: Payload, expires: datetime.timedelta) -> str:
-    """Return the signed path of a download that works for whoever has it until `expires` from now.
+    """Return the signed path of a download, which anyone can use until `expires` from now.
 
     Raises `UsageError` for a payload that is not complete, and where the site has no URL for it.
     """

@@ -1,4 +1,4 @@
-"""The rows: the record of what exists and how far it is stored.
+"""The rows: the record of what exists and how much of it is stored.
 
 Rows are written by `delivery.transfers` alone; the admin reads them. Bytes are in Storage, but for inline payloads.
 Names of states are part of the public surface; see `docs/reference/states.md`.
@@ -20,8 +20,8 @@ from django.utils.translation import gettext_lazy as _
 def new_id() -> uuid.UUID:
     """Return a new id that is greater than those made earlier (UUID version 7, RFC 9562 section 5.7).
 
-    Rows that are made together then lie together in each index. With random ids a batch of small messages changed a
-    page of its own for each of its index entries, 20 for a message, and all of them are written at its commit.
+    Rows that are made together are then adjacent in each index. With random ids each index entry of a batch of small
+    messages changed a different page, 20 per message, and a commit writes all of them.
     """
     return uuid.UUID(
         int=time.time_ns() // 1_000_000 << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
@@ -64,7 +64,7 @@ class WaitingFor(models.TextChoices):
 
 
 class Payload(models.Model):
-    """The whole immutable byte sequence that somebody wants moved."""
+    """A payload: the whole immutable byte sequence."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     owner = models.ForeignKey(
@@ -157,7 +157,7 @@ class Payload(models.Model):
 
 
 class Address(models.Model):
-    """Somebody a payload is for: `user:<primary key>` or `group:<name>`."""
+    """A recipient of a payload: `user:<primary key>` or `group:<name>`."""
 
     id = models.BigAutoField(primary_key=True)
     # Its index is the constraint's below, which begins with it; likewise in `Segment` and others.
@@ -251,7 +251,7 @@ class Transfer(models.Model):
 
 
 class ClientPosition(models.Model):
-    """How far one client of a user is with a delivery: telephone and laptop each receive it."""
+    """The position of one client of a user in a delivery: telephone and laptop each receive it."""
 
     id = models.BigAutoField(primary_key=True)
     transfer = models.ForeignKey(Transfer, on_delete=models.CASCADE, related_name="clients", db_index=False)
@@ -275,7 +275,7 @@ class Event(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField(_("at"))
-    # Ids that the database does not check: an event is written after what it tells of, which may be gone by then.
+    # Ids without constraints: an event is written later, and its payload or transfer may be gone by then.
     payload = models.ForeignKey(
         Payload, null=True, on_delete=models.CASCADE, related_name="events", db_constraint=False
     )
@@ -296,9 +296,9 @@ class Event(models.Model):
 
 
 class Notice(models.Model):
-    """A signal that the site is still to get: written with the change it tells of, deleted when every handler is through.
+    """A signal to the site that is still pending: written with its change, deleted when every handler has run.
 
-    `handled` holds the handlers that are through already: their effects were committed together with their name here.
+    `handled` holds the handlers that have run: each one's effects were committed together with its name here.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -320,7 +320,7 @@ class Notice(models.Model):
 
 
 class Attachment(models.Model):
-    """A payload that is to become the file of a model's field; deleted when that is done."""
+    """A payload that is to become the file of a model's field; deleted once it has."""
 
     id = models.BigAutoField(primary_key=True)
     payload = models.ForeignKey(Payload, on_delete=models.CASCADE, related_name="attachments")
@@ -339,10 +339,10 @@ class Attachment(models.Model):
 
 
 class MissingFile(models.Model):
-    """A payload of which a stored file was not there when it was wanted.
+    """A payload with a stored file that was missing when it was read.
 
-    Deleted when the file is back. Of a payload that failed for it, it stays: then the other files are kept, and the
-    payload can be revived.
+    Deleted when the file is back. If the payload failed for it, this row stays: the other files are kept, and the payload
+    can be revived.
     """
 
     payload = models.OneToOneField(Payload, primary_key=True, on_delete=models.CASCADE, related_name="missing_file")
@@ -358,7 +358,7 @@ class MissingFile(models.Model):
 
 
 class HandedOver(models.Model):
-    """A payload whose file became the site's where it lies, in our folder: the folder outlives the payload's row."""
+    """A payload whose file became the site's in place, in our folder: the folder outlives the payload's row."""
 
     payload = models.UUIDField(primary_key=True)
 
@@ -367,7 +367,7 @@ class HandedOver(models.Model):
 
 
 class SweepMark(models.Model):
-    """How far a part of the sweep has come, by the times of the rows that it looks through."""
+    """The position of a part of the sweep, as the time of the last row that it has checked."""
 
     name = models.CharField(primary_key=True, max_length=32)
     at = models.DateTimeField()
@@ -377,7 +377,7 @@ class SweepMark(models.Model):
 
 
 class Usage(models.Model):
-    """What a user's quota is charged with. Counted at each offer and end, counted anew now and then by the sweep."""
+    """The charges to a user's quota. Updated at each offer and end, and recounted by the sweep now and then."""
 
     user = models.OneToOneField(
         settings.AUTH_USER_MODEL, primary_key=True, on_delete=models.CASCADE, related_name="+", verbose_name=_("user")

@@ -23,7 +23,7 @@ GROUP = "group:"
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group address; `members` of it are asked of the policy."""
+    """A group address; the policy lists its members."""
 
     name: str
 
@@ -44,9 +44,9 @@ def address_of(user: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What one user may use. `offers_per_minute` and `connections` are counted in each web process by itself.
+    """The limits of one user. Each web process counts `offers_per_minute` and `connections` separately.
 
-    `stored` (bytes): of payloads that they sent and that still exist, those on their way included. `live`: uploads at
+    `stored` (bytes): of payloads that they sent and that still exist, unfinished ones included. `live`: uploads at
     once. `in_flight` (bytes): the windows of all those uploads together.
     """
 
@@ -58,9 +58,9 @@ class Quota:
 
 
 class DefaultPolicy:
-    """What a site may decide. Every method runs in a thread and may query the database; none may block for long.
+    """The site's decisions. Every method runs in a thread and may query the database; none may block for long.
 
-    One that raises, or does not answer an offer within 5 s, refuses that offer with `busy`, and the log says so.
+    If a method raises, or does not answer an offer within 5 s, the offer is refused with `busy`, and the log says so.
     """
 
     def may_connect(self, user: Any) -> bool:
@@ -97,10 +97,10 @@ class DefaultPolicy:
 
 
 def user_named(name: str, users: QuerySet[Any]) -> Any | None:
-    """Return who of `users` has the primary key `name`; None where nobody has.
+    """Return the user in `users` with the primary key `name`, None if there is none.
 
-    Only what cannot be a primary key is taken for a user name: somebody who is named "2" never gets what is meant for the
-    user with the key 2, who may be gone.
+    A name counts as a user name only if it cannot be a primary key. So a user named "2" never gets a payload for the user
+    with the key 2, who may be deleted.
     """
     key = key_of(name, users.model)
     if key is None:
@@ -127,6 +127,6 @@ def key_of(name: str, model: type[Model]) -> Any | None:
 
 
 def current() -> DefaultPolicy:
-    """Return the site's policy, made anew: it keeps no state."""
+    """Return a new object of the site's policy, which keeps no state."""
     policy: DefaultPolicy = import_string(conf.current().policy)()
     return policy
