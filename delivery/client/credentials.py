@@ -29,6 +29,8 @@ def checked_token(token: str | None) -> str | None:
 
 def without_credentials(url: str) -> str:
     """Return `url` as it may be shown: without user name, password, query and fragment."""
+    if "://" not in url:  # the scheme was forgotten: the parts would not be where they are looked for
+        return "..." if "@" in url else url.partition("?")[0].partition("#")[0]
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -37,7 +37,8 @@ _ADVICE = {
     1007: "the server says we sent text that is not UTF-8: this is a bug, please report it",
     1008: "the site's policy refuses this connection",
     4400: "the server says we broke the protocol: this is a bug, please report it",
-    4401: "login refused: get a token with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN, --token or token",
+    4401: "login refused: the token is wrong, expired or revoked; get one with `manage.py delivery_token USER` and pass it as "
+    "DELIVERY_TOKEN, --token or token",
 }
 
 _GET_A_TOKEN = "get one with `manage.py delivery_token USER` and pass it as DELIVERY_TOKEN"

@@ -469,10 +469,11 @@ async def test_a_refusal_is_status_1_with_its_code(server: CoreServer, file: Pat
 
 async def test_a_login_that_is_refused_says_what_to_do(server: CoreServer, file: Path) -> None:
     server.token = "secret"
-    async with Command(server, "send", str(file), "--token", "wrong") as command:
+    async with Command(server, "send", str(file), "--token", "n0b0dys") as command:
         assert await command.status() == 1
+    assert "the token is wrong, expired or revoked" in command.named("failed")[0]["error"]
     assert "manage.py delivery_token USER" in command.named("failed")[0]["error"]
-    assert "wrong" not in json.dumps(command.events)
+    assert "n0b0dys" not in json.dumps(command.events)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,9 @@ def test_a_token_beside_a_login_in_the_url_is_wrong_usage(seen: Seen) -> None:
         ("ws://secret@[::1", "ws://..."),
         ("ws://name:sec/ret@host/", "ws://..."),
         ("http://name:secret@host/", "http://host/"),
+        ("127.0.0.1:8000", "127.0.0.1:8000"),
+        ("localhost:8000/ws/?token=secret#secret", "localhost:8000/ws/"),
+        ("name:sec?ret@host", "..."),
     ],
 )
 def test_a_url_is_shown_without_its_credentials(url: str, shown: str) -> None:

@@ -361,7 +361,7 @@ async def test_deliveries_raise_when_the_connection_cannot_come_back(server: Cor
         for session in server.sessions:
             session.ending = (None, 4401)
             session.wake.set()
-        with pytest.raises(ConnectionStopped, match="login refused"):
+        with pytest.raises(ConnectionStopped, match="the token is wrong, expired or revoked"):
             await _all(client)
 
 

@@ -13,7 +13,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", help="user name")
-        parser.add_argument("--expires", type=float, metavar="SECONDS", help="lifetime (default: as make_token has it)")
+        parser.add_argument("--expires", type=float, metavar="SECONDS", help="lifetime (default: without end)")
 
     def handle(self, *, user: str, expires: float | None, **options: Any) -> None:
         from delivery import make_token
