@@ -89,12 +89,15 @@ class WebProcess:
     def __init__(self, stack: Stack, settings_module: str) -> None:
         self.port = free_port()
         self._log = stack.var.parent / f"web-{self.port}.log"
-        variables = {"DELIVERY_VAR": str(stack.var), "DJANGO_SETTINGS_MODULE": settings_module}
+        self._variables = {"DELIVERY_VAR": str(stack.var), "DJANGO_SETTINGS_MODULE": settings_module}
+        self.start()
+
+    def start(self) -> None:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(ROOT / "manage.py"), "delivery_web", f"--port={self.port}"],
                 cwd=ROOT,
-                env=clean_environment(**variables),
+                env=clean_environment(**self._variables),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -8,8 +8,10 @@ import http.cookiejar
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,6 +25,7 @@ from delivery.launch.accounts import read_passwords
 from tests.conformance.peer import new_id
 from tests.launch.live import ROOT, clean_environment, manage
 from tests.proxies.conftest import HOST, Proxy
+from tests.stack import WebProcess
 
 SIZE = 24 * 1024 * 1024 + 7
 
@@ -138,6 +141,29 @@ def test_a_client_cannot_say_that_it_came_over_https(proxy: Proxy) -> None:
     assert answer.status == 200
     assert "; Secure" in (answer.headers["Set-Cookie"] or "")
     connection.close()
+
+
+def test_nginx_asks_a_web_process_again_as_soon_as_it_was_replaced(proxy: Proxy, second: WebProcess) -> None:
+    """By default it leaves one that refused a connection out for 10 s, and answers 502 if the other goes meanwhile."""
+    if proxy.name != "nginx":
+        pytest.skip("about nginx")
+
+    def status() -> int:
+        connection = http.client.HTTPSConnection(HOST, proxy.port, context=proxy.certificate.trusting(), timeout=20)
+        connection.request("GET", "/admin/login/")
+        answered = connection.getresponse().status
+        connection.close()
+        return answered
+
+    second.stop()
+    statuses = [status() for _ in range(6)]
+    second.start()
+    before = proxy.stack.pids()["web"]
+    os.kill(before[0], signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while proxy.stack.pids().get("web") in (before, [], None) and time.monotonic() < deadline:
+        statuses.append(status())
+    assert {*statuses} == {200}
 
 
 def test_large_bodies_are_refused_in_front(proxy: Proxy) -> None:
