@@ -86,6 +86,9 @@ async def dial(url: str, token: str | None, *, closing: asyncio.Event) -> Client
     if opening.cancelled():
         return None
     opened = opening.result()
+    if closing.is_set():  # both happened at once: whoever closes found no connection
+        await opened.close()
+        return None
     if opened.subprotocol != SUBPROTOCOL:
         await opened.close()
         shown = without_credentials(url)

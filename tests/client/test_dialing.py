@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from delivery import client
+from delivery.client import dialing
 from delivery.client.dialing import NotNow, dial
 from delivery.errors import ConnectionStopped, UsageError
 from tests.client.conftest import eventually
@@ -141,3 +142,25 @@ async def test_a_client_goes_on_after_a_peer_that_closed_at_once(server: CoreSer
     await connecting.close()
     assert events[0] == ("refused", {**events[0][1], "url": url})
     assert "closed before the server answered" in events[0][1]["error"]
+
+
+async def test_closing_at_the_moment_a_connection_opens_closes_it(
+    server: CoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close` finds no connection to close, and the one that is just there must not be served for ever."""
+    opening = client.connect(server.url)
+    closing: list[asyncio.Task[None]] = []
+    handshake = dialing._handshake
+
+    async def handshake_then_close(url: str, token: str | None) -> object:
+        opened = await handshake(url, token)
+        closing.append(asyncio.create_task(opening.close()))
+        return opened
+
+    monkeypatch.setattr(dialing, "_handshake", handshake_then_close)
+    entering = asyncio.create_task(opening.__aenter__())
+    await eventually(lambda: closing)
+    await asyncio.wait_for(closing[0], 5)
+    with pytest.raises(ConnectionStopped):
+        await entering
+    await eventually(lambda: not server.sessions)

@@ -34,6 +34,7 @@ from hypothesis.stateful import (
 
 from delivery.client import connect, upload
 from delivery.client.chunk_ceilings import Ceilings
+from delivery.client.producers import AsyncProducer
 from delivery.client.sources import FileSource, IteratorSource
 from delivery.client.upload import Upload, UploadSender
 from delivery.errors import DeliveryError, IntegrityError, TransferAborted
@@ -364,6 +365,14 @@ def test_a_receipt_means_exactly_these_bytes() -> None:
 # -- a check that cannot fail is a defect ------------------------------------------------------------------------------
 
 
+async def _pull_of_the_connection(self: AsyncProducer, pool: Any) -> None:
+    """The pull is cancelled with whoever waits for it, as it once was."""
+    block = await anext(self._blocks, None)
+    if block is not None:
+        self.sha256.update(block)
+    self._take(block)
+
+
 async def _forgetful_batch(self: UploadSender, start: int, end: int) -> None:
     self._source.forget(start * self.sender.chunk_size)
     await _read_batch(self, start, end)
@@ -371,6 +380,7 @@ async def _forgetful_batch(self: UploadSender, start: int, end: int) -> None:
 
 _read_batch = UploadSender._read_batch
 MISTAKES = {
+    "a pull that ends with its connection": (AsyncProducer, "pull", _pull_of_the_connection),
     "bytes forgotten before they are acked": (UploadSender, "_read_batch", _forgetful_batch),
     "a file that is not looked at again": (FileSource, "check", lambda self: None),
     "an end that comes early": (IteratorSource, "pulled", property(lambda self: self._end + CHUNK - 1)),
