@@ -145,14 +145,14 @@ class Party:
         """What was on the wire twice."""
         return self.client.statistics.resent_bytes + self.client.statistics.received_again_bytes
 
-    def send(self, data: bytes, to: list[str], name: str) -> Move:
-        """Begin to send; the move ends by itself."""
+    def send(self, data: bytes, to: list[str], name: str, *, source: Any = None) -> Move:
+        """Begin to send `data`, or the `source` that produces it; the move ends by itself."""
         move = Move(self.name, name, len(data))
         self.moves.append(move)
-        self._start(self._send(move, data, to))
+        self._start(self._send(move, data if source is None else source, to))
         return move
 
-    async def _send(self, move: Move, data: bytes, to: list[str]) -> None:
+    async def _send(self, move: Move, payload: Any, to: list[str]) -> None:
         def note(progress: Any) -> None:
             move.transfer = progress.transfer
             move.note(progress)
@@ -161,7 +161,7 @@ class Party:
         move.began = time.monotonic()
         try:
             await self.ready()
-            receipt = await self.client.send(data, to=to, name=move.name, progress=note)
+            receipt = await self.client.send(payload, to=to, name=move.name, progress=note)
             move.payload, move.sha256 = str(receipt.payload), receipt.sha256
         except (DeliveryError, OSError, TimeoutError) as error:
             move.error = error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from faults import loss
 from faults.cells import cell
 from faults.people import every
 from faults.trial import KIB, MIB, Trial
 from rig.proxy import DOWN, UP, CutAtFrame, Direction
+
+RATE = 40e6
+BLOCK = 50_000
 
 
 @cell("network: cut", quick=True)
@@ -42,6 +47,72 @@ async def cut_often(trial: Trial) -> None:
         for party in trial.parties:
             party.network.cut_at(_any_cut(trial, number))
     trial.healed()
+
+
+@cell("network: cut while a stream is produced")
+async def cut_stream(trial: Trial) -> None:
+    """Six cuts, each while the producer is asked for a block: the next connection waits for the same one."""
+    people = await trial.people(2)
+    sender = await trial.party("sender", people[0], rate=RATE)
+    recipient = await trial.party("recipient1", people[1], rate=RATE, receive=True)
+    await asyncio.wait_for(asyncio.gather(sender.ready(), recipient.ready()), 20)
+    data = trial.data("stream.bin", trial.random.choice((2_400_000, 6 * MIB + 1, 12 * MIB)))
+    recipient.expect("stream.bin", len(data))
+    recipient.receive()
+    stream = _Stream(data, cuts=sorted(trial.random.sample(range(1, len(data) // BLOCK), 6)))
+    kind = trial.turn(("iterator", "generator", "async generator"))
+    trial.note(f"{kind} of {len(data)} bytes")
+    source = {
+        "iterator": lambda: stream,
+        "generator": lambda: (block for block in stream),
+        "async generator": stream.later,
+    }
+    sender.send(data, [people[1].address], "stream.bin", source=source[kind]())
+    for number in range(6):
+        await asyncio.to_thread(stream.asked.acquire, timeout=30)
+        if not number:
+            trial.broken()
+        seen = sender.client.statistics.connections
+        sender.network.cut()
+        await _until(lambda seen=seen: sender.client.statistics.connections > seen)
+        stream.goes_on.release()
+    trial.healed()
+
+
+class _Stream:
+    """Blocks of `data`; before those that `cuts` numbers it says that it was asked, and waits until it may go on."""
+
+    def __init__(self, data: bytes, cuts: list[int]) -> None:
+        self.asked = threading.Semaphore(0)
+        self.goes_on = threading.Semaphore(0)
+        self._blocks = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+        self._cuts = set(cuts)
+        self._next = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        number, self._next = self._next, self._next + 1
+        if number >= len(self._blocks):
+            raise StopIteration
+        if number in self._cuts:
+            self.asked.release()
+            self.goes_on.acquire(timeout=60)
+        return self._blocks[number]
+
+    async def later(self) -> AsyncIterator[bytes]:
+        for number, block in enumerate(self._blocks):
+            if number in self._cuts:
+                self.asked.release()
+                await _until(lambda: self.goes_on.acquire(blocking=False))
+            yield block
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 #: Of a first connection, beside chunks: hello, offers, finish; welcome, accepts, acks, done; and their answers.
