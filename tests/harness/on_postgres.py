@@ -15,7 +15,12 @@ import pytest
 from rig import postgres
 from tests.harness import child, runs
 
-PART = ("tests/transfers",)
+#: The use cases, their locks and migrations; and what begins in the site's own code. About a minute on two cores.
+PART = (
+    "tests/transfers",
+    *(f"tests/integration/test_{name}.py" for name in ("deliver", "missing_files", "retention", "signals")),
+    "tests/integration/test_side_by_side.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,7 +61,7 @@ class OnPostgres:
 
     def _run(self, session: pytest.Session, terminal: runs.Terminal, server: postgres.Server) -> None:
         part = session.config.getoption("postgres_part")
-        terminal.write_line(f"{' '.join(part)} on {postgres.version()}")
+        terminal.write_line(f"A part of the suite on {postgres.version()}")
         began = time.monotonic()
         environment = {"DATABASE_URL": server.url}
         reports, status = child.run(session.config, [*_workers(session.config), *part], environment)
